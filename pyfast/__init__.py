@@ -1,0 +1,27 @@
+"""Fused training kernels for PyTorch that run everywhere: drop-in functions, layers and optimizer."""
+
+from pyfast.ops import (
+    adamw_step_,
+    attention,
+    cross_entropy,
+    layer_norm,
+    linear_act,
+    linear_cross_entropy,
+    linear_glu,
+    rms_norm,
+    rope,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "adamw_step_",
+    "attention",
+    "cross_entropy",
+    "layer_norm",
+    "linear_act",
+    "linear_cross_entropy",
+    "linear_glu",
+    "rms_norm",
+    "rope",
+]
