@@ -1,0 +1,39 @@
+"""What every test starts from: the same random numbers, no network, no display."""
+
+import os
+import random
+
+import hypothesis
+import numpy
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# The same examples in every run: a red test is about the change, not about the day.
+hypothesis.settings.register_profile("pyfast", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("pyfast")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--packaging", action="store_true", help="also install in fresh virtual environments (minutes)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--packaging"):
+        return
+    skip = pytest.mark.skip(reason="needs minutes; run `make packaging`")
+    for item in items:
+        if item.get_closest_marker("packaging"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Each test draws the same numbers, alone or among others."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
