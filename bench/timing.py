@@ -1,0 +1,84 @@
+"""Fair timing: contestants take turns in one run, so a slow moment of the machine hits all of them."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+MIN_SAMPLE = 2e-3  # seconds; shorter calls are repeated until one sample lasts this long
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call, one entry per round."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The spread: half of the samples lie between these two."""
+        if len(self.samples) < 2:
+            return self.median, self.median
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return low, high
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    warmup: int = 3,
+    repeat: bool = True,
+    device: str = "cpu",
+) -> dict[str, Timing]:
+    """Time every contestant once per round, in an order that turns round after each round.
+
+    repeat: call a quick contestant several times per sample (never where a call changes the next one).
+    """
+    calls = {name: _calls_per_sample(run, warmup, repeat, device) for name, run in contestants.items()}
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            for name in list(contestants)[:: 1 if i % 2 == 0 else -1]:
+                seconds = _seconds(contestants[name], calls[name], device)
+                samples[name].append(seconds / calls[name])
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Timing(tuple(s)) for name, s in samples.items()}
+
+
+def ratio(baseline: Timing, ours: Timing) -> tuple[float, float, float]:
+    """(median, lower quartile, upper quartile) of baseline / ours, paired round by round; > 1: we win."""
+    pairs = zip(baseline.samples, ours.samples, strict=True)
+    ratios = Timing(tuple(a / b for a, b in pairs))
+    return ratios.median, *ratios.quartiles
+
+
+def _calls_per_sample(run: Callable[[], object], warmup: int, repeat: bool, device: str) -> int:
+    for _ in range(warmup):
+        last = _seconds(run, 1, device)
+    return max(1, round(MIN_SAMPLE / last)) if repeat and warmup else 1
+
+
+def _seconds(run: Callable[[], object], calls: int, device: str) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
