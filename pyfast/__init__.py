@@ -1,4 +1,6 @@
-"""Fused training kernels for PyTorch that run everywhere: drop-in functions, layers and optimizer."""
+"""Fused training kernels for PyTorch: drop-in functions, layers, optimizer, models, training."""
+
+from pyfast.backend import using  # isort: skip
 
 from pyfast.ops import (
     adamw_step_,
@@ -24,4 +26,5 @@ __all__ = [
     "linear_glu",
     "rms_norm",
     "rope",
+    "using",
 ]

@@ -1,7 +1,7 @@
-"""The plain-torch meaning of each operation: same names and arguments as the doors in `pyfast.ops`.
+"""The plain-torch meaning of each operation: names and arguments of the doors in `pyfast.ops`.
 
-These functions are differentiable by torch's own autograd, run on any device and dtype, and are what a
-door falls back to where no kernel exists. In float64 they are the truth every kernel is tested against.
+These functions are differentiable by torch's own autograd, run on any device and dtype, and are what
+a door falls back to where no kernel exists. In float64 they are the truth kernels are tested against.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """cross_entropy(input @ linear_weight.T + linear_bias, target): input [..., K], target [...]."""
+    """cross_entropy(linear(input, linear_weight, linear_bias), target): [..., K], [...]."""
     logits = F.linear(input, linear_weight, linear_bias)
     flat = logits.reshape(-1, logits.shape[-1])
     loss = cross_entropy(
@@ -178,8 +178,8 @@ def adamw_step_(
 ) -> Tensor:
     """One AdamW step on all parameters in place; the global gradient norm before clipping.
 
-    Decoupled weight decay: Loshchilov & Hutter, 2019; `decoupled=False` is Adam with L2 (Kingma & Ba,
-    2015); `max_exp_avg_sqs` makes it AMSGrad (Reddi et al., 2018). The gradient used is
+    Decoupled weight decay: Loshchilov & Hutter, 2019; `decoupled=False` is Adam with L2 (Kingma &
+    Ba, 2015); `max_exp_avg_sqs` makes it AMSGrad (Reddi et al., 2018). The gradient used is
     `grad * grad_scale`, scaled down so that its global norm is at most `max_norm`.
     """
     count = len(params)

@@ -1,0 +1,89 @@
+// Memory-safety guards of the C++ ops. The doors in pyfast/ops have the words for users; these keep a
+// direct call of torch.ops.pyfast.* with hostile arguments from touching memory it must not.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace pyfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+inline std::string text(const Sizes& sizes) {
+  std::string s = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) s += (i ? ", " : "") + std::to_string(sizes[i]);
+  return s + "]";
+}
+
+inline Sizes sizes_of(const Tensor& t) {
+  Sizes sizes(t.dim());
+  for (int64_t d = 0; d < t.dim(); ++d) sizes[d] = t.size(d);
+  return sizes;
+}
+
+inline void expect_cpu(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " must be on the cpu");
+}
+
+inline void expect_rank(const char* op, const char* name, const Tensor& t, int64_t rank) {
+  expect_cpu(op, name, t);
+  STD_TORCH_CHECK(t.dim() == rank, op, ": ", name, " must have ", rank, " dimensions; got ", text(sizes_of(t)));
+}
+
+inline void expect_sizes(const char* op, const char* name, const Tensor& t, const Sizes& sizes) {
+  expect_cpu(op, name, t);
+  STD_TORCH_CHECK(sizes_of(t) == sizes, op, ": ", name, " must be ", text(sizes), "; got ", text(sizes_of(t)));
+}
+
+inline void expect_scalar_type(const char* op, const char* name, const Tensor& t, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must be ",
+                  torch::headeronly::toString(type), "; got ", torch::headeronly::toString(t.scalar_type()));
+}
+
+// The same dtype as `like`, whose dtype has been checked by dtype_of.
+inline void expect_same_dtype(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  expect_scalar_type(op, name, t, like.scalar_type());
+}
+
+inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Half: return DType::float16;
+    case ScalarType::Double: return DType::float64;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16, float16 or float64; got ",
+                  torch::headeronly::toString(t.scalar_type()));
+}
+
+// The dtype sums and statistics of `t` are kept in: float64 for float64, float32 for the others.
+inline ScalarType accumulator_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+inline Tensor empty(const Sizes& sizes, ScalarType type) {
+  return torch::stable::empty({sizes.data(), sizes.size()}, type);
+}
+
+inline Tensor none_like(const Tensor& t) { return empty({0}, t.scalar_type()); }   // "not computed"
+
+inline const void* pointer(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
+
+}  // namespace pyfast

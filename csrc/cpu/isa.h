@@ -1,0 +1,39 @@
+// Which instruction set the CPU kernels use: chosen once at load, or forced by PYFAST_CPU_ISA.
+#pragma once
+
+#include <utility>
+
+namespace pyfast {
+
+enum class Isa { generic, avx2, avx512, amx };   // each level contains the ones before it
+
+const char* isa_name(Isa isa);
+bool isa_supported(Isa isa);       // by this processor and operating system
+Isa current_isa();
+bool select_isa(const char* name); // false: no such level here, nothing changed
+
+template <Isa kIsa>
+struct IsaTag {
+  static constexpr Isa value = kIsa;
+};
+
+// Calls f(IsaTag) for the best level the kernels of one operation were compiled for.
+template <class F>
+void dispatch_isa(F&& f) {
+#ifdef __x86_64__
+  if (current_isa() >= Isa::avx512) return f(IsaTag<Isa::avx512>{});
+  if (current_isa() == Isa::avx2) return f(IsaTag<Isa::avx2>{});
+#endif
+  f(IsaTag<Isa::generic>{});
+}
+
+// The same for kernels made of matrix products, which have an AMX form too.
+template <class F>
+void dispatch_matmul_isa(F&& f) {
+#ifdef __x86_64__
+  if (current_isa() == Isa::amx) return f(IsaTag<Isa::amx>{});
+#endif
+  dispatch_isa(std::forward<F>(f));
+}
+
+}  // namespace pyfast

@@ -1,0 +1,97 @@
+// exp, tanh, erf, sigmoid and log1p on whole vectors. The float polynomials are our own minimax fits (error
+// bounds in the comments; tests/test_vecmath.py measures them in ulp over the whole range); double calls libm.
+#pragma once
+
+#include "vec.h"
+
+namespace pyfast {
+namespace {
+
+template <class F>
+inline VecD each_lane(VecD x, const F& f) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = f(x[i]);
+  return x;
+}
+
+// The exponent field of 2^n as a float; n in [-126, 127].
+inline VecF power_of_two(VecI n) { return (VecF)((n + 127) << 23); }
+
+// e^x = 2^n e^r, |r| <= ln(2)/2, e^r = 1 + r + r^2 P(r) with |error| < 4e-9. Overflows to infinity and
+// underflows through the subnormals to 0, as libm's does; a NaN stays one.
+inline VecF exp(VecF x) {
+  constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.f;                          // 1.5 * 2^23: adding it rounds to an integer
+  x = x < -105.f ? splat(-105.f) : x;
+  x = x > 89.f ? splat(89.f) : x;
+  const VecF n = (x * kLog2e + kRound) - kRound;
+  const VecF r = (x - n * kLn2High) - n * kLn2Low;
+  VecF p = r * 0.0013950478751212358f + 0.008368884213268757f;
+  p = p * r + 0.04166620597243309f;
+  p = p * r + 0.166665181517601f;
+  p = p * r + 0.5f;
+  p = p * (r * r) + (r + 1.f);
+#ifdef __AVX512F__
+  return (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const VecI whole = __builtin_convertvector(x == x ? n : VecF{}, VecI), half = whole >> 1;   // 2^n in two steps
+  return p * power_of_two(half) * power_of_two(whole - half);
+#endif
+}
+inline VecD exp(VecD x) { return each_lane(x, [](double v) { return __builtin_exp(v); }); }
+
+// tanh x = x + x^3 P(x^2) for |x| < 0.63 (error < 2e-10), else 1 - 2 / (e^{2|x|} + 1) with the sign of x.
+inline VecF tanh(VecF x) {
+  const VecF size = x < 0.f ? -x : x, z = x * x;
+  VecF p = z * 0.0021227425895631313f - 0.008156276308000088f;
+  p = p * z + 0.021692605689167976f;
+  p = p * z - 0.053945377469062805f;
+  p = p * z + 0.13333195447921753f;
+  p = p * z - 0.3333333134651184f;
+  const VecF large = 1.f - 2.f / (exp(size + size) + 1.f);
+  return size < 0.625f ? x * z * p + x : x < 0.f ? -large : large;
+}
+inline VecD tanh(VecD x) { return each_lane(x, [](double v) { return __builtin_tanh(v); }); }
+
+// erf x = x P(x^2) for |x| < 1 (error < 4e-11), else 1 - t e^{-x^2} Q(t) with t = 1 / (1 + |x|/2).
+inline VecF erf(VecF x) {
+  const VecF size = x < 0.f ? -x : x, z = x * x;
+  VecF p = z * -9.680135917733423e-06f + 0.00011270544200669974f;
+  p = p * z - 0.00084847112884745f;
+  p = p * z + 0.005221074912697077f;
+  p = p * z - 0.02686544507741928f;
+  p = p * z + 0.11283782869577408f;
+  p = p * z - 0.37612637877464294f;
+  p = p * z + 1.128379225730896f;
+  const VecF t = 1.f / (0.5f * size + 1.f);
+  VecF q = t * -0.0780673697590828f + 0.36515140533447266f;
+  q = q * t - 0.6328791379928589f;
+  q = q * t + 0.4244139790534973f;
+  q = q * t - 0.11581321805715561f;
+  q = q * t + 0.2364073395729065f;
+  q = q * t + 0.23538358509540558f;
+  q = q * t + 0.2833544611930847f;
+  q = q * t + 0.28203365206718445f;
+  const VecF large = 1.f - q * t * exp(-z);
+  return size < 1.f ? x * p : x < 0.f ? -large : large;
+}
+inline VecD erf(VecD x) { return each_lane(x, [](double v) { return __builtin_erf(v); }); }
+
+template <class V>
+inline V sigmoid(V x) {
+  return 1 / (exp(-x) + 1);
+}
+
+// log(1 + u) for u in [0, 1]: 2 artanh(s) with s = u / (2 + u) <= 1/3, artanh by a polynomial in s^2.
+inline VecF log1p_unit(VecF u) {
+  const VecF s = u / (u + 2.f), z = s * s;
+  VecF p = z * 0.24424901604652405f + 0.213899627327919f;
+  p = p * z + 0.28621041774749756f;
+  p = p * z + 0.39998677372932434f;
+  p = p * z + 0.6666668057441711f;
+  p = p * z + 2.f;
+  return s * p;
+}
+inline VecD log1p_unit(VecD u) { return each_lane(u, [](double v) { return __builtin_log1p(v); }); }
+
+}  // namespace
+}  // namespace pyfast

@@ -1,0 +1,41 @@
+// Threads and per-thread scratch memory for the metal. No torch and no STL here: this header is compiled
+// with AVX-512 flags too, where a shared inline function could replace the baseline one at link time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pyfast {
+
+// body(context, begin, end) over [0, n) on torch's threads, at least `grain` iterations each.
+void run_parallel(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
+int64_t thread_count();
+
+// 64-byte aligned memory of this thread, kept from call to call; each slot is one live buffer.
+// Contents are undefined. Meant for cache-sized workspaces (a few MB at most).
+void* scratch_bytes(int slot, size_t bytes);
+
+namespace {
+
+// f(begin, end) over contiguous pieces of [0, n).
+template <class F>
+inline void parallel_for(int64_t n, int64_t grain, const F& f) {
+  if (n <= 0) return;
+  auto body = [](void* context, int64_t begin, int64_t end) {
+    (*static_cast<const F*>(context))(begin, end);
+  };
+  run_parallel(n, grain, body, const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+template <class T>
+inline T* scratch(int slot, int64_t count) {
+  return static_cast<T*>(scratch_bytes(slot, size_t(count) * sizeof(T)));
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace
+}  // namespace pyfast

@@ -1,0 +1,119 @@
+"""Layer normalisation, with an optional residual add in the same pass (Ba, Kiros & Hinton, 2016)."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast import backend, reference
+from pyfast.ops.checks import expect, expect_float, expect_like, expect_shape
+from pyfast.ops.register import below_autograd, differentiable, register_fake
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """(input - mean) / sqrt(variance + eps) * weight + bias over the last dimensions.
+
+    Args:
+        input: [..., *normalized_shape], float32, bfloat16, float16 or float64; any strides.
+        normalized_shape: the trailing dimensions to normalise over, or one size.
+        weight, bias: [*normalized_shape], the dtype of `input`.
+        residual: the shape of `input`; added before normalising.
+
+    Returns:
+        The normalised tensor; with `residual`, the pair (input + residual, its norm).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a shape, a dtype or a device does not fit.
+    """
+    shape = _parse(input, normalized_shape, weight, bias, eps, residual)
+    if backend.uses_reference("layer_norm", input.device.type):
+        return reference.layer_norm(input, shape, weight, bias, eps, residual=residual)
+    cols = prod(shape)
+    flat = (-1, cols) if cols else (prod(input.shape[: input.dim() - len(shape)]), 0)
+    out, total, _, _ = _layer_norm(
+        input.reshape(flat),  # [rows, cols]
+        None if residual is None else residual.reshape(flat),
+        None if weight is None else weight.reshape(cols),
+        None if bias is None else bias.reshape(cols),
+        eps,
+    )
+    out = out.reshape(input.shape)
+    return out if residual is None else (total.reshape(input.shape), out)
+
+
+def _parse(
+    input: Tensor,
+    normalized_shape: Sequence[int] | int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+) -> tuple[int, ...]:
+    """The normalised shape as a tuple, after every check."""
+    op = "layer_norm"
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    expect_float(op, "input", input)
+    fits = 0 < len(shape) <= input.dim() and tuple(input.shape[-len(shape) :]) == shape
+    expect(fits, op, "input", f"end in normalized_shape {list(shape)}", list(input.shape))
+    expect(eps >= 0, op, "eps", "be at least 0", eps)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            expect_like(op, name, tensor, input, "input")
+            expect_shape(op, name, tensor, shape, f"{list(shape)}")
+    if residual is not None:
+        expect_like(op, "residual", residual, input, "input")
+        expect_shape(op, "residual", residual, input.shape, f"{list(input.shape)}, as input")
+    return shape
+
+
+def _fake(x: Tensor, residual: Any, weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...]:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    row = x.new_empty(x.shape[:1], dtype=wide)
+    total = x.new_empty(0) if residual is None else x.new_empty(x.shape)
+    return x.new_empty(x.shape), total, row, torch.empty_like(row)
+
+
+def _backward_fake(
+    grad_out: Tensor, grad_sum: Any, x: Tensor, mean: Any, rstd: Any, weight: Any, *need: bool
+) -> tuple[Tensor, ...]:
+    need_weight, need_bias = need
+    cols = x.shape[1:]
+    sums = (x.new_empty(cols if need_weight else 0), x.new_empty(cols if need_bias else 0))
+    return x.new_empty(x.shape), *sums
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, residual, weight, bias, _ = inputs
+    _, total, mean, rstd = output
+    ctx.save_for_backward(x if residual is None else total, mean, rstd, weight)
+    ctx.with_residual, ctx.with_bias = residual is not None, bias is not None
+
+
+def _gradients(ctx: Any, grad_out: Any, grad_sum: Any, *_: Any) -> tuple:
+    x, mean, rstd, weight = ctx.saved_tensors
+    if grad_out is None:  # only the sum was used
+        return grad_sum, grad_sum if ctx.with_residual else None, None, None, None
+    need = (weight is not None and ctx.needs_input_grad[2], ctx.with_bias and ctx.needs_input_grad[3])
+    extra = grad_sum if ctx.with_residual else None
+    grad_x, grad_weight, grad_bias = _layer_norm_backward(
+        grad_out, extra, x, mean, rstd, weight, *need
+    )
+    grad_residual = grad_x if ctx.with_residual else None
+    sums = (grad_weight if need[0] else None, grad_bias if need[1] else None)
+    return grad_x, grad_residual, *sums, None
+
+
+register_fake("layer_norm", _fake)
+register_fake("layer_norm_backward", _backward_fake)
+_layer_norm_backward = below_autograd("layer_norm_backward")
+_layer_norm = differentiable("layer_norm", _setup, _gradients, statistics=(2, 3))
