@@ -1,0 +1,195 @@
+"""`pyfast doctor`: what is installed here, and which backend runs each operation, and why."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyfast
+from pyfast import backend, build
+
+# The features that decide which kernels can run, in the words of /proc/cpuinfo.
+_CPU_FLAGS = re.compile(
+    r"sse4_2|avx|avx2|fma|f16c|avx512(f|bw|dq|vl|_bf16|_fp16)|amx_\w+|asimd|sve"
+)
+_PACKAGES = (
+    "numpy",
+    "triton",
+    "tokenizers",
+    "safetensors",
+    "jsonargparse",
+    "tqdm",
+    "matplotlib",
+    "scikit-learn",
+    "transformers",
+)
+
+
+def examine() -> dict[str, Any]:
+    """The facts as JSON values; `problems` is empty on a healthy installation."""
+    facts = {
+        "versions": _versions(),
+        "cpu": _cpu(),
+        "extension": _extension(),
+        "gpu": _gpu(),
+        "directories": _directories(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("PYFAST_")},
+        "operations": [
+            {"operation": op, "device": device, "backend": choice.backend, "why": choice.why}
+            for op, device, choice in backend.describe()
+        ],
+    }
+    facts["problems"] = _problems(facts)
+    return facts
+
+
+def main(as_json: bool = False) -> int:
+    """Print the facts; 0 if all is well, 1 if something needs the user's attention."""
+    facts = examine()
+    print(json.dumps(facts, indent=2) if as_json else _text(facts))
+    return 1 if facts["problems"] else 0
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {
+        "pyfast": pyfast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _cpu() -> dict[str, Any]:
+    name, flags = platform.processor(), []
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        fields = dict(
+            map(str.strip, line.split(":", 1))
+            for line in info.read_text().split("\n\n")[0].splitlines()
+            if ":" in line
+        )
+        name = fields.get("model name", name)
+        flags = (fields.get("flags") or fields.get("Features") or "").split()
+    return {
+        "name": name or platform.machine(),
+        "logical_cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "features": [flag for flag in flags if _CPU_FLAGS.fullmatch(flag)],
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _extension() -> dict[str, Any]:
+    module = backend.extension()
+    if module is None:
+        return {"built": False}
+    return {
+        "built": True,
+        "file": module.__file__,
+        "compiler": module.compiler,
+        "isas_compiled": build.isas(),
+        "isas_usable": list(module.supported_isas()),
+        "isa": module.isa(),
+        "cuda": module.cuda,
+        "stale": build.source_dir().is_dir() and module.source_hash != build.source_hash(),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "torch_cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(count)],
+        "triton": importlib.util.find_spec("triton") is not None,
+    }
+
+
+def _directories() -> dict[str, str]:
+    cache = os.environ.get("PYFAST_CACHE") or Path.home() / ".cache" / "pyfast"
+    return {"package": str(Path(pyfast.__file__).parent), "cache": str(cache)}
+
+
+def _problems(facts: dict[str, Any]) -> list[str]:
+    found = []
+    if facts["extension"].get("stale"):
+        found.append("the extension is stale: rebuild with: python -m pyfast.build")
+    fallen = {
+        (row["device"], row["why"])
+        for row in facts["operations"]
+        if row["backend"] == "torch" and _expects_kernels(row["device"], facts)
+    }
+    for device, why in sorted(fallen):
+        found.append(f"{device} tensors take the plain-torch reference: {why}")
+    return found
+
+
+def _expects_kernels(device: str, facts: dict[str, Any]) -> bool:
+    """The reference is no problem where it was asked for, or where the device does not exist."""
+    asked = facts["environment"].get("PYFAST_BACKEND") == "torch"
+    return device == "cpu" and not asked
+
+
+def _text(facts: dict[str, Any]) -> str:
+    extension, cpu, gpu = facts["extension"], facts["cpu"], facts["gpu"]
+    versions = facts["versions"]
+    absent = [name for name, version in versions.items() if version is None]
+    lines = ["Versions"]
+    lines += [f"  {name:<14}{version}" for name, version in versions.items() if version]
+    lines += [f"  not installed: {', '.join(absent)}"] if absent else []
+    lines += [
+        "",
+        "CPU",
+        f"  {cpu['name']}, {cpu['logical_cpus']} logical CPUs, {cpu['threads']} threads in use",
+        f"  features      {' '.join(cpu['features']) or 'unknown'}",
+    ]
+    if extension["built"]:
+        lines += [
+            f"  kernels       compiled for {', '.join(extension['isas_compiled'])}; "
+            f"this CPU runs {', '.join(extension['isas_usable'])}; in use: {extension['isa']}",
+            f"  compiler      {extension['compiler']}",
+            f"  extension     {extension['file']}",
+        ]
+    else:
+        lines.append("  kernels       the extension is not built")
+    torch_cuda = gpu["torch_cuda"] or "none: a CPU-only torch"
+    lines += [
+        "",
+        "GPU",
+        f"  devices       {', '.join(gpu['devices']) or 'none'}",
+        f"  torch's CUDA  {torch_cuda}",
+        f"  triton        {'installed' if gpu['triton'] else 'not installed'}",
+        "",
+        "Directories",
+    ]
+    lines += [f"  {name:<14}{path}" for name, path in facts["directories"].items()]
+    if facts["environment"]:
+        lines += ["", "Environment"]
+        lines += [f"  {name}={value}" for name, value in facts["environment"].items()]
+    lines += ["", "Operations", *_table(facts["operations"])]
+    lines += ["", *(f"Problem: {problem}" for problem in facts["problems"])]
+    return "\n".join(lines if facts["problems"] else [*lines, "Everything is in order."])
+
+
+def _table(operations: list[dict[str, str]]) -> list[str]:
+    """One row per operation, one column per device, and below it each reason once."""
+    devices = list(dict.fromkeys(row["device"] for row in operations))
+    chosen = {(row["operation"], row["device"]): row["backend"] for row in operations}
+    lines = ["  " + "".join(f"{word:<22}" for word in ("", *devices)).rstrip()]
+    for op in dict.fromkeys(row["operation"] for row in operations):
+        cells = [op, *(chosen.get((op, device), "none") for device in devices)]
+        lines.append("  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+    reasons = {(row["device"], row["backend"], row["why"]): None for row in operations}
+    lines += [f"  {device}, {name}: {why}" for device, name, why in reasons]
+    return lines
