@@ -1,0 +1,108 @@
+"""What every decoder here shares: tokens in, hidden states, logits or loss out."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pyfast
+from pyfast.models.cache import KVCache
+from pyfast.models.config import ModelConfig
+
+
+class CausalLM(torch.nn.Module):
+    """A decoder body (the submodule named `body_name`) under a language-model head.
+
+    The state dict is that of Hugging Face's class `lm_name`, with a tied head stored once (as
+    the token embedding).
+    """
+
+    body_name: ClassVar[str]
+    lm_name: ClassVar[str]  # Hugging Face's class of the same state dict
+    bare_name: ClassVar[str]  # its class of the body alone
+    classifier_name: ClassVar[str]  # its class for `SequenceClassifier`
+    residual_projections: ClassVar[tuple[str, ...]]  # parameters that write to the residual stream
+
+    config: ModelConfig
+    max_positions: int
+    cache_shape: tuple[int, int, int]  # layers, key/value heads, head size
+
+    @property
+    def body(self) -> torch.nn.Module:
+        """Embeddings, blocks and the final norm: body(tokens, cache) -> [B, T, C]."""
+        return getattr(self, self.body_name)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weight [V, C]: the token embedding where tied."""
+        if self.config.tie_word_embeddings:
+            return self.body.token_embedding.weight
+        return self.lm_head.weight
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """tokens [B, T] int64 -> hidden states after the final norm [B, T, C].
+
+        With a `cache`, tokens continue what it holds and are appended to it (use under no_grad).
+        Raises ValueError for tokens that are too long, out of range or do not fit the cache.
+        """
+        if tokens.dim() != 2:
+            raise ValueError(f"model: tokens must be [B, T]; got {list(tokens.shape)}")
+        if tokens.dtype != torch.int64:
+            raise TypeError(f"model: tokens must be int64; got {tokens.dtype}")
+        past = 0 if cache is None else cache.used
+        if past + tokens.shape[1] > self.max_positions:
+            raise ValueError(
+                f"model: tokens must take at most {self.max_positions} positions; "
+                f"got {past + tokens.shape[1]}"
+            )
+        if cache is not None:
+            cache.expect_room(tokens)
+        out = self.body(tokens, cache)
+        if cache is not None:
+            cache.used += tokens.shape[1]
+        return out
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """tokens [B, T] int64 -> logits [B, T, V]."""
+        return pyfast.linear_act(self.hidden(tokens, cache), self.head_weight)
+
+    def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross entropy of targets [B, T] (-100: ignored) as float32; the logits never exist whole.
+
+        reduction: "mean" over the targets that count, "sum", or "none" for [B, T].
+        """
+        hidden = self.hidden(tokens)
+        return pyfast.linear_cross_entropy(
+            hidden,
+            self.head_weight,
+            targets,
+            reduction=reduction,
+            dtype=torch.promote_types(hidden.dtype, torch.float32),
+        )
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """GPT-2's initialisation: normal(0, 0.02), residual projections narrower by sqrt(2 layers).
+
+        Radford et al., 2019, section 2.3. Biases are 0, norm weights 1.
+        """
+        std = self.config.initializer_range
+        narrow = std / math.sqrt(2 * self.cache_shape[0])
+        for name, param in self.named_parameters():
+            if param.dim() == 2:
+                param.normal_(0.0, narrow if name.endswith(self.residual_projections) else std)
+            elif name.endswith("bias"):
+                param.zero_()
+
+
+def embed(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Rows of weight [V, C]: tokens [B, T] -> [B, T, C]."""
+    try:
+        return F.embedding(tokens, weight)
+    except IndexError:
+        got = f"{int(tokens.min())}..{int(tokens.max())}"
+        raise ValueError(f"model: tokens must be in 0..{len(weight) - 1}; got {got}") from None
