@@ -1,0 +1,277 @@
+"""torch.optim's AdamW around one call of `pyfast.adamw_step_` for all groups and parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyfast
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+@dataclass
+class _Plan:
+    """The argument lists of one `adamw_step_` call, kept while the same parameters have grads."""
+
+    flags: dict[str, bool]  # maximize, decoupled: one value per call
+    groups: list[dict[str, Any]]  # the group of each parameter
+    params: list[Tensor]
+    moments: dict[str, list[Tensor]]
+    masters: list[Tensor | None] | None
+    steps: Tensor  # float32 [n]; state[p]["step"] is a view into it, so one add advances them all
+
+    def per_parameter(self, key: str) -> list[Any] | Any:
+        """The setting `key`, as one value where all groups of the call agree."""
+        values = [group[key] for group in self.groups]
+        return values[0] if all(value == values[0] for value in values) else values
+
+
+class AdamW(torch.optim.AdamW):
+    """torch.optim.AdamW with the same arguments and state dict, in one pass over all parameters.
+
+    Parameters may be float32, float64, bfloat16 or float16, in any mixture; 16-bit ones keep a
+    float32 master copy and float32 moments, and follow the master: load weights before the first
+    step. `foreach` and `fused` are accepted and change nothing. `step()` returns the closure's loss
+    and leaves the global gradient norm (a float32 scalar, after `grad_scale`, before clipping) in
+    `grad_norm`.
+
+    Args beyond torch's:
+        decoupled: False gives Adam with L2 regularisation (`torch.optim.Adam`).
+        max_norm: clip the global gradient norm to this inside the step; None: do not clip.
+        grad_scale: multiply every gradient by this first; assign `optimizer.grad_scale` to change.
+        masters: False updates 16-bit parameters in their own precision, as torch does.
+    Raises:
+        ValueError: a NaN, infinite or negative hyper-parameter, an unknown or unsupported argument,
+            or a sparse gradient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled: bool = True,
+        max_norm: float | None = None,
+        grad_scale: float = 1.0,
+        masters: bool = True,
+        **unknown: Any,
+    ) -> None:
+        for name in unknown:
+            raise ValueError(
+                "AdamW: arguments must be those of torch.optim.AdamW or decoupled, max_norm, "
+                f"grad_scale, masters; got {name!r}"
+            )
+        for name, value in (("capturable", capturable), ("differentiable", differentiable)):
+            if value:
+                raise ValueError(f"AdamW: {name} must be False; got {value}")
+        self.max_norm, self.grad_scale, self.masters = max_norm, grad_scale, masters
+        self.grad_norm: Tensor = torch.zeros(())
+        self._plans: list[_Plan] = []
+        self._seen: list[int] = []  # ids of the parameters the plans were built for
+        _expect_settings(
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            max_norm,
+            grad_scale,
+        )
+        # Past torch's AdamW to its Adam, whose constructor knows both kinds of weight decay.
+        super(torch.optim.AdamW, self).__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim.Optimizer.add_param_group; the group's own settings are checked too."""
+        super().add_param_group(param_group)
+        self._forget_plans()
+        try:
+            _expect_settings(self.param_groups[-1], self.max_norm, self.grad_scale)
+            for param in self.param_groups[-1]["params"]:
+                if not param.is_floating_point():
+                    raise ValueError(
+                        f"AdamW: params must be real floating point; got {param.dtype}"
+                    )
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on every parameter that has a gradient; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            _expect_settings(group, self.max_norm, self.grad_scale)
+        self._refresh_plans()
+        if len(self._plans) == 1:
+            self.grad_norm = _run(self._plans[0], self.max_norm, self.grad_scale)
+        elif self._plans:
+            self._step_mixed()
+        else:
+            self.grad_norm = torch.zeros(())
+        return loss
+
+    def _step_mixed(self) -> None:
+        """Groups that differ in amsgrad, maximize or decay: one call each, one norm over all."""
+        grads = [p.grad for plan in self._plans for p in plan.params]
+        norm = torch.nn.utils.get_total_norm(grads).float() * abs(self.grad_scale)
+        clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (float(norm) + 1e-6))
+        for plan in self._plans:
+            _run(plan, None, self.grad_scale * clip)
+        self.grad_norm = norm
+
+    def _refresh_plans(self) -> None:
+        """Make `_plans` fit the parameters that have a gradient now."""
+        owners = [(p, g) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        if any(p.grad.is_sparse for p, _ in owners):
+            raise ValueError("AdamW: grad must be dense; got a sparse gradient; use SparseAdam")
+        seen = [id(p) for p, _ in owners]
+        if seen == self._seen and self._plans:
+            return
+        calls: dict[tuple[bool, ...], list[tuple[Tensor, dict[str, Any]]]] = {}
+        for param, group in owners:
+            flags = (group["amsgrad"], group["maximize"], group["decoupled_weight_decay"])
+            calls.setdefault(flags, []).append((param, group))
+        self._plans = [self._plan(flags, members) for flags, members in calls.items()]
+        self._seen = seen
+
+    def _plan(self, flags: tuple[bool, ...], members: list[tuple[Tensor, dict]]) -> _Plan:
+        amsgrad, maximize, decoupled = flags
+        params = [param for param, _ in members]
+        states = [self._state_of(param, amsgrad) for param in params]
+        steps = torch.tensor([float(state["step"]) for state in states])
+        for state, step in zip(states, steps.unbind(), strict=True):
+            state["step"] = step
+        names = _MOMENTS if amsgrad else _MOMENTS[:2]
+        masters = [state.get("master") for state in states]
+        return _Plan(
+            flags={"maximize": maximize, "decoupled": decoupled},
+            groups=[group for _, group in members],
+            params=params,
+            moments={name: [state[name] for state in states] for name in names},
+            masters=masters if any(m is not None for m in masters) else None,
+            steps=steps,
+        )
+
+    def _state_of(self, param: Tensor, amsgrad: bool) -> dict[str, Tensor]:
+        """The state of `param`, created or completed where it is new (or came without masters)."""
+        state = self.state[param]
+        wide = self._state_dtype(param)
+        state.setdefault("step", torch.tensor(0.0))
+        for name in _MOMENTS if amsgrad else _MOMENTS[:2]:
+            if name not in state:
+                state[name] = torch.zeros_like(param, dtype=wide)
+        if wide != param.dtype and "master" not in state:
+            state["master"] = param.detach().to(wide, copy=True)
+        return state
+
+    def _state_dtype(self, param: Tensor) -> torch.dtype:
+        return torch.float32 if self.masters and param.dtype.itemsize == 2 else param.dtype
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim.AdamW's; 16-bit parameters also have `master`."""
+        saved = super().state_dict()
+        saved["state"] = {  # steps are views into one tensor here: let nobody else share it
+            i: state | {"step": state["step"].clone()} for i, state in saved["state"].items()
+        }
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this class or of torch.optim.AdamW (or Adam); tensors are copied.
+
+        torch rounds loaded state to the parameter's dtype; masters and moments stay float32 here.
+        """
+        super().load_state_dict(state_dict)
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for param, saved_id in zip(params, saved_ids, strict=True):
+            saved = state_dict["state"].get(saved_id)
+            if saved:
+                self.state[param] = self._adopt(param, saved)
+        self._forget_plans()
+
+    def _adopt(self, param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
+        wide = self._state_dtype(param)
+        state = {"step": torch.tensor(float(saved["step"]))}
+        for name, value in saved.items():
+            if name != "step" and (name != "master" or wide != param.dtype):
+                state[name] = value.detach().to(param.device, wide, copy=True)
+        return state
+
+    def _forget_plans(self) -> None:
+        self._plans, self._seen = [], []
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("max_norm", "grad_scale", "masters", "grad_norm")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kinds = [group.get("decoupled_weight_decay", True) for group in state["param_groups"]]
+        super().__setstate__(state)
+        for group, decoupled in zip(self.param_groups, kinds, strict=True):
+            group["decoupled_weight_decay"] = decoupled  # torch's AdamW forces True
+        self._forget_plans()
+
+
+def _run(plan: _Plan, max_norm: float | None, grad_scale: float) -> Tensor:
+    steps = (plan.steps + 1).tolist()
+    norm = pyfast.adamw_step_(
+        plan.params,
+        [param.grad for param in plan.params],
+        plan.moments["exp_avg"],
+        plan.moments["exp_avg_sq"],
+        steps[0] if steps.count(steps[0]) == len(steps) else steps,
+        lr=_numbers(plan.per_parameter("lr")),
+        betas=plan.per_parameter("betas"),
+        eps=plan.per_parameter("eps"),
+        weight_decay=plan.per_parameter("weight_decay"),
+        max_exp_avg_sqs=plan.moments.get("max_exp_avg_sq"),
+        masters=plan.masters,
+        max_norm=max_norm,
+        grad_scale=grad_scale,
+        **plan.flags,
+    )
+    plan.steps.add_(1)
+    return norm
+
+
+def _numbers(value: Any) -> float | list[float]:
+    """lr may be a tensor in torch."""
+    return [float(v) for v in value] if isinstance(value, list) else float(value)
+
+
+def _expect_settings(settings: dict[str, Any], max_norm: float | None, grad_scale: float) -> None:
+    """Refuse NaN, infinite or negative settings with one sentence."""
+    for name in ("lr", "eps", "weight_decay"):
+        value = settings[name]
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"AdamW: {name} must be a finite number >= 0; got {value}")
+    betas = settings["betas"]
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"AdamW: betas must be two numbers in [0, 1); got {betas}")
+    if max_norm is not None and not 0.0 < max_norm < math.inf:
+        raise ValueError(f"AdamW: max_norm must be a finite number > 0 or None; got {max_norm}")
+    if not math.isfinite(grad_scale):
+        raise ValueError(f"AdamW: grad_scale must be a finite number; got {grad_scale}")
