@@ -1,5 +1,7 @@
 """Text as tokens: a byte-level BPE tokenizer, memory-mapped arrays, windows in a keyed order."""
 
+from __future__ import annotations
+
 import errno
 import functools
 import hashlib
@@ -8,17 +10,20 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from pyfast.data.text import Document, blocks, read_corpus, sample, split_documents
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer  # an extra: imported where it is used
 
 END_OF_TEXT = "<|endoftext|>"
 SAMPLE_BYTES = 4 << 20  # enough for a small vocabulary, and a second or two of training
@@ -70,6 +75,8 @@ def cache_dir() -> Path:
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE (Sennrich et al., 2016; the byte alphabet of GPT-2): no text is unknown."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -86,6 +93,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
     """A tokenizer.json, or the one in a directory; ValueError if it is absent or damaged."""
+    from tokenizers import Tokenizer
+
     file = _tokenizer_file(path)
     try:
         return Tokenizer.from_file(str(file))
@@ -200,7 +209,7 @@ def _pieces(documents: list[Document]) -> Iterator[tuple[str, bool]]:
         yield previous, True
 
 
-def _publish(folder: Path, write) -> None:
+def _publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Fill a temporary folder beside `folder`, then rename it: nobody sees it half-written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -105,12 +105,6 @@ class TrainConfig(Section):
     def _prefix(cls) -> str:
         return ""
 
-    def save(self, path: str | Path) -> None:
-        """Write `run.json`, whole or not at all."""
-        from pyfast.train.checkpoint import write_atomically
-
-        write_atomically(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
-
     @classmethod
     def load(cls, path: str | Path) -> "TrainConfig":
         """Read `run.json`; ValueError when it is not a configuration."""
