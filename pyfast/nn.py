@@ -12,20 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pyfast
+from pyfast import reference
 
-ACTIVATIONS = (
-    "none",
-    "relu",
-    "gelu",
-    "gelu_tanh",
-    "silu",
-    "sigmoid",
-    "tanh",
-    "leaky_relu",
-    "elu",
-    "softplus",
-    "mish",
-)
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
 
 
 def _expect_act(layer: str, act: str) -> str:
