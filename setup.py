@@ -1,7 +1,7 @@
 """Build pyfast: the packages and the extension; everything else is in pyproject.toml.
 
-Where torch and a C++ compiler are at hand (`pip install --no-build-isolation .`) the extension is compiled
-now. Elsewhere the wheel is pure Python and the extension is compiled on first use, from the sources inside.
+Where torch and a C++ compiler are at hand (`pip install --no-build-isolation .`) the extension is
+compiled now. Elsewhere the wheel is pure Python, and the sources in it are compiled on first use.
 PYFAST_BUILD_EXT=1 makes a missing piece an error; PYFAST_BUILD_EXT=0 asks for the pure wheel.
 """
 
@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = ("*.cpp", "*.h", "*.cu", "*.cuh")
-# Folders outside pyfast/ that are installed inside it; a folder without __init__.py carries files only.
+# Folders outside pyfast/ that are installed inside it; without __init__.py: data.
 MAPPED = {"pyfast.kernels": "kernels/triton", "pyfast.csrc": "csrc"}
 
 

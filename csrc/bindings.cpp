@@ -9,6 +9,8 @@
 
 #include "cpu/isa.h"
 
+extern "C" const char* pyfast_source_hash();   // written by pyfast/build.py
+
 STABLE_TORCH_LIBRARY(pyfast, m) {
   m.def("linear_act(Tensor x, Tensor weight, Tensor? bias, str act, bool save) -> (Tensor out, Tensor preact)");
   m.def("linear_act_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? saved, str act, bool need_x, "
@@ -72,7 +74,7 @@ std::vector<std::string> supported_isas() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts of this build of pyfast, and the choice of instruction set. Operations are in torch.ops.pyfast.";
-  m.attr("source_hash") = PYFAST_SOURCE_HASH;
+  m.attr("source_hash") = pyfast_source_hash();
   m.attr("compiler") = __VERSION__;
   m.attr("cuda") = false;
   m.def("supported_isas", &supported_isas, "Instruction sets this processor can run, slowest first.");

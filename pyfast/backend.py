@@ -1,16 +1,21 @@
-"""The one place that selects a backend: which implementation runs an operation on a device, and why.
+"""The one place that selects a backend: what runs an operation on a device, and why.
 
-The ladder at import: the built extension, else (at first use) one compiled from the shipped sources, else
-the plain-torch reference with one warning that says why. `PYFAST_BACKEND=torch` asks for the reference;
-`PYFAST_REQUIRE=cpp` turns a fallback into an error; `pyfast doctor` prints the outcome.
+The ladder at import: the built extension, else one compiled on first use from the shipped sources,
+else the plain-torch reference with one warning that says why. `PYFAST_BACKEND=torch` asks for the
+reference; `PYFAST_REQUIRE=cpp` turns a fallback into an error; `PYFAST_JIT=0` declines compiling;
+`PYFAST_EXTENSION=FILE` loads another build; `pyfast doctor` prints the outcome.
 """
 
 import contextlib
 import importlib
+import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -36,12 +41,55 @@ class Choice:
     why: str
 
 
-def _load() -> tuple[object | None, str]:
-    """The extension module, or None and the reason."""
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension module and where it comes from, or None and the reason."""
+    if "pyfast.build" in sys.orig_argv:  # python -m pyfast.build imports this package on its way
+        return None, "it is being built"
+    from pyfast import build
+
     try:
-        return importlib.import_module("pyfast._C"), "built extension"
+        if other := os.environ.get("PYFAST_EXTENSION"):
+            module, why = _load_file(Path(other)), f"PYFAST_EXTENSION={other}"
+        else:
+            module, why = importlib.import_module("pyfast._C"), "built extension"
+    except ModuleNotFoundError:
+        return _load_on_first_use()
     except ImportError as error:
-        return None, f"pyfast._C is not built ({error})"
+        return None, f"pyfast._C does not load: {error}"
+    if module.source_hash != build.source_hash():
+        stale = "stale: rebuild with `python -m pyfast.build`"
+        warnings.warn(f"pyfast: the C++ extension is {stale}", stacklevel=2)
+        why = f"{why} ({stale})"
+    return module, why
+
+
+def _load_on_first_use() -> tuple[ModuleType | None, str]:
+    """The extension compiled from the sources in this installation, or None and the reason."""
+    from pyfast import build
+
+    declined = [s for s in ("PYFAST_JIT=0", "PYFAST_BACKEND=torch") if _is_set(s)]
+    if reason := declined[0] if declined else build.blocker():
+        return None, f"pyfast._C is not built ({reason})"
+    try:
+        return _load_file(build.compile_on_first_use()), "compiled on first use"
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, f"pyfast._C could not be compiled on first use ({error})"
+
+
+def _load_file(path: Path) -> ModuleType:
+    """The extension from any file, as pyfast._C."""
+    spec = importlib.util.spec_from_file_location("pyfast._C", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not an extension module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["pyfast._C"] = module
+    return module
+
+
+def _is_set(setting: str) -> bool:
+    name, value = setting.split("=")
+    return os.environ.get(name) == value
 
 
 _extension, _extension_why = _load()
@@ -77,11 +125,12 @@ def _decide(op: str, device_type: str) -> Choice:
         return Choice("cpp", f"{_extension_why}, {_extension.isa()} kernels")
     why = _extension_why if device_type == "cpu" else f"no {device_type} kernels in this version"
     if _forced == "cpp" or required:
+        asking = "PYFAST_REQUIRE" if required else 'backend "cpp"'
         raise RuntimeError(
-            f"{op}: a kernel must exist for {device_type} tensors, as {'PYFAST_REQUIRE' if required else 'PYFAST_BACKEND'}"
-            f" asks; got none: {why}"
+            f"{op}: {asking} must find a kernel for {device_type} tensors; got none: {why}"
         )
-    warnings.warn(f"pyfast: {device_type} tensors take the plain-torch reference: {why}", stacklevel=4)
+    message = f"pyfast: {device_type} tensors take the plain-torch reference: {why}"
+    warnings.warn(message, stacklevel=4)
     return Choice("torch", why)
 
 
@@ -110,10 +159,17 @@ def select_isa(name: str) -> None:
 
 def describe() -> list[tuple[str, str, Choice]]:
     """(op, device, choice) of every operation on every kind of device of this machine."""
-    devices = ["cpu", "cuda"]
+    return [(op, device, _describe(op, device)) for op in OPS for device in ("cpu", "cuda")]
+
+
+def _describe(op: str, device_type: str) -> Choice:
+    """The choice, without warning or remembering: the first real use still warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [(op, device, choose(op, device)) for op in OPS for device in devices]
+        try:
+            return _decide(op, device_type)
+        except (RuntimeError, ValueError) as error:
+            return Choice("none", str(error))
 
 
 __all__ = ["Choice", "choose", "describe", "extension", "select_isa", "uses_reference", "using"]

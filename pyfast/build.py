@@ -1,19 +1,28 @@
 """Compile the C++ extension: ninja, one object per file, metal once per instruction set.
 
-Used by setup.py, by `python -m pyfast.build` (in place, for development) and by the compile on first use.
-Imports nothing from pyfast, and torch only to find its headers.
+Used by setup.py, by `python -m pyfast.build` (in place, for development) and by the compile on
+first use. Imports nothing from pyfast, and no torch: it only looks up where torch is.
 """
 
+import argparse
+import contextlib
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 TORCH_TARGET = "0x020d000000000000"  # the stable ABI of torch 2.13
-CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-fno-math-errno", "-fno-trapping-math"]
+TORCH_MINIMUM = (2, 13)
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unused-function"]
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512"
 ISA_FLAGS = {  # never -march=native: what is built here must run elsewhere
     "generic": [],
@@ -22,6 +31,9 @@ ISA_FLAGS = {  # never -march=native: what is built here must run elsewhere
     "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16".split(),
 }
 MATMUL_METAL = {"linear_act", "linear_glu", "linear_cross_entropy", "attention"}  # have an AMX form
+# Memory errors and undefined behaviour end the process; -O1 keeps the stack traces readable.
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZE += ["-fno-omit-frame-pointer", "-g1", "-O1"]
 
 
 def source_dir() -> Path:
@@ -31,7 +43,7 @@ def source_dir() -> Path:
 
 
 def source_hash() -> str:
-    """Identifies the C++ sources and flags; a built extension carries the hash it was built from."""
+    """Identifies the C++ sources and flags; an extension carries the hash it was built from."""
     digest = hashlib.sha256(repr((CXX_FLAGS, ISA_FLAGS, TORCH_TARGET)).encode())
     root = source_dir()
     for path in sorted(p for p in root.rglob("*") if p.suffix in {".cpp", ".h"}):
@@ -48,61 +60,170 @@ def objects() -> Iterator[tuple[Path, str, list[str]]]:
     """(source, object name, extra flags) of every object file."""
     root = source_dir()
     for source in [root / "bindings.cpp", *sorted((root / "cpu").glob("*.cpp"))]:
-        flags = [f'-DPYFAST_SOURCE_HASH=\\"{source_hash()}\\"'] if source.stem == "bindings" else []
-        yield source, f"{source.stem}.o", flags
+        yield source, f"{source.stem}.o", []
     for source in sorted((root / "cpu" / "metal").glob("*.cpp")):
         for isa in isas():
             if isa != "amx" or source.stem in MATMUL_METAL:
                 yield source, f"{source.stem}.{isa}.o", [f"-DPYFAST_ISA={isa}", *ISA_FLAGS[isa]]
 
 
-def build(library: Path, build_dir: Path, extra_flags: tuple[str, ...] = ()) -> Path:
-    """Compile what changed and link `library`; objects and the ninja log stay in `build_dir`."""
-    import ninja
-    import pybind11
-    import torch
+def blocker() -> str | None:
+    """Why the extension cannot be compiled here, for people; None where it can."""
+    if sys.platform != "linux":
+        return f"the C++ kernels are built on Linux only so far, not on {sys.platform}"
+    for package in ("torch", "pybind11", "ninja"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+    version = importlib.metadata.version("torch")
+    if tuple(int(part) for part in version.split(".")[:2]) < TORCH_MINIMUM:
+        return f"torch is {version}, older than {'.'.join(map(str, TORCH_MINIMUM))}"
+    if shutil.which(_compiler()[0]) is None:
+        return f"there is no C++ compiler ({_compiler()[0]})"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "Python.h is missing (on Debian it is in python3-dev)"
+    return None
 
-    torch_dir = Path(torch.__file__).parent
-    includes = [source_dir(), source_dir() / "cpu", torch_dir / "include", pybind11.get_include()]
-    includes.append(__import__("sysconfig").get_paths()["include"])
+
+def build(library: Path, build_dir: Path, extra_flags: tuple[str, ...] = ()) -> Path:
+    """Compile what changed and link `library`; objects and log.txt stay in `build_dir`.
+
+    Raises:
+        RuntimeError: what is needed is missing, or the sources do not compile.
+    """
+    if reason := blocker():
+        raise RuntimeError(f"build: a C++ extension must be possible here; got: {reason}")
+    import ninja
+
+    build_dir.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with locked(build_dir / "lock"):
+        # Alone in its file, so that a new hash costs one small compilation.
+        hash_source = build_dir / "source_hash.cpp"
+        text = f'extern "C" const char* pyfast_source_hash() {{ return "{source_hash()}"; }}\n'
+        if not hash_source.exists() or hash_source.read_text() != text:
+            hash_source.write_text(text)
+        (build_dir / "build.ninja").write_text(_plan(library, hash_source, extra_flags))
+        command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(build_dir)]
+        if "MAX_JOBS" in os.environ:
+            command += ["-j", os.environ["MAX_JOBS"]]
+        log = build_dir / "log.txt"
+        with log.open("w") as output:
+            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        told = [line for line in log.read_text().splitlines() if "error" in line.lower()]
+        first = told[0] if told else f"exit status {done.returncode}"
+        raise RuntimeError(f"build: the C++ sources must compile; got: {first}; see {log}")
+    return library
+
+
+def _plan(library: Path, hash_source: Path, extra_flags: tuple[str, ...]) -> str:
+    """The text of build.ninja."""
+    import pybind11
+
+    spec = importlib.util.find_spec("torch")
+    torch_dir = Path(next(iter(spec.submodule_search_locations)))
     flags = [*CXX_FLAGS, *extra_flags, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-    flags += [f"-isystem{path}" if "torch" in str(path) else f"-I{path}" for path in includes]
-    libs = f"-L{torch_dir / 'lib'} -ltorch_cpu -lc10"
+    flags += [f"-I{source_dir()}", f"-I{source_dir() / 'cpu'}", f"-isystem{torch_dir / 'include'}"]
+    flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    link = [*extra_flags, f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
     lines = [
-        f"cxx = {os.environ.get('CXX', 'c++')}",
+        f"cxx = {_shell(_compiler())}",
+        f"flags = {_shell(flags)}",
         "rule compile",
-        "  command = $cxx -MD -MF $out.d $flags -c $in -o $out",
+        "  command = $cxx -MD -MF $out.d $flags $own -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = $cxx -shared $in -o $out.tmp {libs} {' '.join(extra_flags)} && mv $out.tmp $out",
+        f"  command = $cxx -shared $in -o $out.tmp {_shell(link)} && mv $out.tmp $out",
     ]
     names = []
-    for source, name, own in objects():
+    for source, name, own in [*objects(), (hash_source, "source_hash.o", [])]:
         names.append(name)
-        lines += [f"build {name}: compile {_escape(source)}"]
-        lines += [f"  flags = {' '.join([*map(str, flags), *own])}"]
+        lines += [f"build {name}: compile {_escape(source)}", f"  own = {_shell(own)}"]
     lines += [f"build {_escape(library.resolve())}: link {' '.join(names)}", ""]
-    build_dir.mkdir(parents=True, exist_ok=True)
-    (build_dir / "build.ninja").write_text("\n".join(lines))
-    command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(build_dir)]
-    if "MAX_JOBS" in os.environ:
-        command += ["-j", os.environ["MAX_JOBS"]]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise RuntimeError(f"build: the C++ extension must compile; got\n{done.stdout[-4000:]}")
+    return "\n".join(lines)
+
+
+def compile_on_first_use() -> Path:
+    """The extension in the user's cache, compiled now if it is not there, by one process at a time.
+
+    Raises:
+        RuntimeError: it does not compile here.
+        OSError: the cache cannot be written.
+    """
+    folder = _cache_dir() / _cache_key()
+    library = folder / library_name()
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock", "pyfast: waiting for another process that compiles the kernels"):
+        if not library.exists():
+            notice = f"pyfast: compiling the C++ kernels into {folder} (minutes, once)"
+            print(f"{notice}; PYFAST_JIT=0 declines", file=sys.stderr, flush=True)
+            build(library, folder / "objects")
+            shutil.rmtree(folder / "objects", ignore_errors=True)
     return library
+
+
+def _cache_dir() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "pyfast")
+
+
+def _cache_key() -> str:
+    """One build for each torch minor, Python, set of instruction sets, and text of the sources."""
+    torch_minor = ".".join(importlib.metadata.version("torch").split(".")[:2])
+    python = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
+    return f"torch{torch_minor}-{python}-{'+'.join(isas())}-{source_hash()}"
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on `path`; print `waiting` if another process has it."""
+    import fcntl  # not everywhere; blocker() stops earlier there
+
+    with path.open("w") as file:  # closing it releases the lock, also when the process is killed
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                print(waiting, file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def library_name() -> str:
     """The file name CPython imports the extension from."""
-    return "_C" + __import__("sysconfig").get_config_var("EXT_SUFFIX")
+    return "_C" + sysconfig.get_config_var("EXT_SUFFIX")
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+
+
+def _shell(words: list[str]) -> str:
+    """Words as ninja and then the shell must see them."""
+    return shlex.join(words).replace("$", "$$")
 
 
 def _escape(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Build in place, or with the sanitizers into build/asan/."""
+    parser = argparse.ArgumentParser(prog="python -m pyfast.build", description=main.__doc__)
+    parser.add_argument("--sanitize", action="store_true", help="ASan and UBSan, into build/asan/")
     here = Path(__file__).resolve().parent
-    print(build(here / library_name(), here.parent / "build" / "objects"), file=sys.stderr)
+    folder = here.parent / "build"
+    try:
+        if parser.parse_args().sanitize:
+            print(build(folder / "asan" / library_name(), folder / "asan", tuple(SANITIZE)))
+        else:
+            print(build(here / library_name(), folder / "objects"))
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
