@@ -18,7 +18,9 @@ hypothesis.settings.load_profile("pyfast")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--packaging", action="store_true", help="also install in fresh virtual environments (minutes)"
+        "--packaging",
+        action="store_true",
+        help="also install in fresh virtual environments (minutes)",
     )
 
 
