@@ -32,7 +32,9 @@ class Block(nn.Module):
 class PlainGPT(nn.Module):
     """Parameters have Hugging Face's GPT-2 names without `transformer.`; weights are [out, in]."""
 
-    def __init__(self, *, vocab: int, positions: int, width: int, layers: int, heads: int, eps: float):
+    def __init__(
+        self, *, vocab: int, positions: int, width: int, layers: int, heads: int, eps: float
+    ):
         super().__init__()
         self.wte = nn.Embedding(vocab, width)
         self.wpe = nn.Embedding(positions, width)

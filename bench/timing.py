@@ -1,4 +1,4 @@
-"""Fair timing: contestants take turns in one run, so a slow moment of the machine hits all of them."""
+"""Fair timing: contestants take turns in one run, so a slow moment of the machine hits them all."""
 
 import gc
 import statistics
@@ -40,9 +40,11 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time every contestant once per round, in an order that turns round after each round.
 
-    repeat: call a quick contestant several times per sample (never where a call changes the next one).
+    repeat: call a quick contestant several times per sample (not where a call changes the next).
     """
-    calls = {name: _calls_per_sample(run, warmup, repeat, device) for name, run in contestants.items()}
+    calls = {
+        name: _calls_per_sample(run, warmup, repeat, device) for name, run in contestants.items()
+    }
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     collecting = gc.isenabled()
     gc.disable()
@@ -58,7 +60,7 @@ def interleave(
 
 
 def ratio(baseline: Timing, ours: Timing) -> tuple[float, float, float]:
-    """(median, lower quartile, upper quartile) of baseline / ours, paired round by round; > 1: we win."""
+    """(median, lower and upper quartile) of baseline / ours, paired round by round; > 1: we win."""
     pairs = zip(baseline.samples, ours.samples, strict=True)
     ratios = Timing(tuple(a / b for a, b in pairs))
     return ratios.median, *ratios.quartiles
