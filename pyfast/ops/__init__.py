@@ -1,6 +1,7 @@
 """The doors: one function per operation, whatever runs it."""
 
 from pyfast.ops.layer_norm import layer_norm
+from pyfast.ops.rms_norm import rms_norm
 from pyfast.reference import (
     adamw_step_,
     attention,
@@ -8,7 +9,6 @@ from pyfast.reference import (
     linear_act,
     linear_cross_entropy,
     linear_glu,
-    rms_norm,
     rope,
 )
 

@@ -35,14 +35,15 @@ def layer_norm(
     Raises:
         ValueError, TypeError, RuntimeError: a shape, a dtype or a device does not fit.
     """
-    shape = _parse(input, normalized_shape, weight, bias, eps, residual)
+    shape = parse_norm(
+        "layer_norm", input, normalized_shape, eps, residual, weight=weight, bias=bias
+    )
     if backend.uses_reference("layer_norm", input.device.type):
         return reference.layer_norm(input, shape, weight, bias, eps, residual=residual)
-    cols = prod(shape)
-    flat = (-1, cols) if cols else (prod(input.shape[: input.dim() - len(shape)]), 0)
+    rows, cols = rows_of(input, shape)
     out, total, _, _ = _layer_norm(
-        input.reshape(flat),  # [rows, cols]
-        None if residual is None else residual.reshape(flat),
+        input.reshape(rows, cols),
+        None if residual is None else residual.reshape(rows, cols),
         None if weight is None else weight.reshape(cols),
         None if bias is None else bias.reshape(cols),
         eps,
@@ -51,22 +52,21 @@ def layer_norm(
     return out if residual is None else (total.reshape(input.shape), out)
 
 
-def _parse(
+def parse_norm(
+    op: str,
     input: Tensor,
     normalized_shape: Sequence[int] | int,
-    weight: Tensor | None,
-    bias: Tensor | None,
     eps: float,
     residual: Tensor | None,
+    **affine: Tensor | None,
 ) -> tuple[int, ...]:
-    """The normalised shape as a tuple, after every check."""
-    op = "layer_norm"
+    """The normalised shape as a tuple, after every check; layer_norm's and rms_norm's words."""
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     expect_float(op, "input", input)
     fits = 0 < len(shape) <= input.dim() and tuple(input.shape[-len(shape) :]) == shape
     expect(fits, op, "input", f"end in normalized_shape {list(shape)}", list(input.shape))
     expect(eps >= 0, op, "eps", "be at least 0", eps)
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    for name, tensor in affine.items():
         if tensor is not None:
             expect_like(op, name, tensor, input, "input")
             expect_shape(op, name, tensor, shape, f"{list(shape)}")
@@ -74,6 +74,11 @@ def _parse(
         expect_like(op, "residual", residual, input, "input")
         expect_shape(op, "residual", residual, input.shape, f"{list(input.shape)}, as input")
     return shape
+
+
+def rows_of(input: Tensor, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Sizes of `input` as a matrix whose columns are the normalised dimensions."""
+    return prod(input.shape[: input.dim() - len(shape)]), prod(shape)
 
 
 def _fake(x: Tensor, residual: Any, weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...]:

@@ -1,0 +1,192 @@
+// layer_norm (kCentre: the mean is taken away first) and rms_norm, row by row. A row is read from memory once
+// and stays in the first-level cache for the passes that follow.
+#pragma once
+
+#include "norm.h"
+#include "vecmath.h"
+
+namespace pyfast {
+namespace {
+
+constexpr int64_t kRowGrain = 8;   // rows a thread takes at least: below that, waking it costs more
+constexpr int kSums = 4;           // running sums per row: an addition takes 4 cycles, one can start every cycle
+constexpr int kRowsAtOnce = 4;     // backward: column sums are loaded and stored once per so many rows
+
+// f(lanes, i, k) as sweep() does it, k = 0 .. kSums - 1 in turn.
+template <class A, class F>
+inline __attribute__((always_inline)) void sweep_sums(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kSums * kLanes<A> <= n; i += kSums * kLanes<A>) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kSums; ++k) f(Whole<A>{}, i + k * kLanes<A>, k);
+  }
+  for (; i + kLanes<A> <= n; i += kLanes<A>) f(Whole<A>{}, i, 0);
+  if (i < n) f(Part<A>{n - i}, i, 0);
+}
+
+template <class A>
+inline A sum_of(const Vec<A> (&sums)[kSums]) {
+  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// The row of x + residual (if any) as the accumulator type, and its sum (kCentre) or sum of squares.
+// What is normalised is the sum as stored, rounded to T. Returns where the row is: in `buffer`, or in place.
+template <bool kCentre, class T, class A>
+inline const A* read_row(const NormArgs& a, int64_t at, A* buffer, A& total) {
+  const T *x = static_cast<const T*>(a.x) + at, *residual = static_cast<const T*>(a.residual);
+  T* sum = static_cast<T*>(a.sum) + at;
+  Vec<A> sums[kSums] = {};
+  const auto count = [&](auto lanes, int64_t i, int k, Vec<A> v) {
+    if constexpr (sizeof(T) != sizeof(A)) lanes.store(buffer + i, v);
+    sums[k] += kCentre ? v : v * v;
+  };
+  if (residual) {
+    sweep_sums<A>(a.cols, [&](auto lanes, int64_t i, int k) {
+      lanes.store(sum + i, lanes.load(x + i) + lanes.load(residual + at + i));
+      count(lanes, i, k, lanes.load(sum + i));
+    });
+  } else {
+    sweep_sums<A>(a.cols, [&](auto lanes, int64_t i, int k) { count(lanes, i, k, lanes.load(x + i)); });
+  }
+  total = sum_of<A>(sums);
+  if constexpr (sizeof(T) != sizeof(A)) return buffer;
+  else return residual ? sum : x;
+}
+
+// Mean and variance by the two-pass formula: the difference of two large sums would lose the digits.
+template <bool kCentre, class T, class A = acc_t<T>>
+void norm_row(const NormArgs& a, int64_t row, A* buffer) {
+  const int64_t n = a.cols, at = row * n;
+  A total, mean = 0;
+  const A* x = read_row<kCentre, T>(a, at, buffer, total);
+  if constexpr (kCentre) {
+    static_cast<A*>(a.mean)[row] = mean = total / A(n);
+    Vec<A> squares[kSums] = {};
+    sweep_sums<A>(n, [&](auto lanes, int64_t i, int k) {
+      const Vec<A> d = lanes.keep(lanes.load(x + i) - mean, 0);
+      squares[k] += d * d;
+    });
+    total = sum_of<A>(squares);
+  }
+  const A rstd = 1 / A(__builtin_sqrt(total / A(n) + A(a.eps)));
+  static_cast<A*>(a.rstd)[row] = rstd;
+  const T *weight = static_cast<const T*>(a.weight), *bias = static_cast<const T*>(a.bias);
+  T* out = static_cast<T*>(a.out) + at;
+  const auto normalised = [&](auto lanes, int64_t i) {
+    return kCentre ? (lanes.load(x + i) - mean) * rstd : lanes.load(x + i) * rstd;
+  };
+  if (weight && bias)
+    sweep<A>(n, [&](auto lanes, int64_t i) {
+      lanes.store(out + i, normalised(lanes, i) * lanes.load(weight + i) + lanes.load(bias + i));
+    });
+  else if (weight)
+    sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(out + i, normalised(lanes, i) * lanes.load(weight + i)); });
+  else
+    sweep<A>(n, [&](auto lanes, int64_t i) {
+      lanes.store(out + i, bias ? normalised(lanes, i) + lanes.load(bias + i) : normalised(lanes, i));
+    });
+}
+
+// What the gradient of one row needs to know.
+template <class A>
+struct RowGradient {
+  A mean, rstd;
+  A g_mean, gx_mean;   // means over the row of g and of g xhat
+};
+
+// xhat = (x - mean) rstd, without mean in rms_norm; g = grad_out * weight.
+template <bool kCentre, class T, class A>
+inline RowGradient<A> row_gradient(const NormBackwardArgs& a, int64_t row) {
+  const int64_t n = a.cols, at = row * n;
+  const T *dy = static_cast<const T*>(a.grad_out) + at, *x = static_cast<const T*>(a.x) + at;
+  const T* weight = static_cast<const T*>(a.weight);
+  const A mean = kCentre ? static_cast<const A*>(a.mean)[row] : 0, rstd = static_cast<const A*>(a.rstd)[row];
+  Vec<A> g_sums[kSums] = {}, gx_sums[kSums] = {};
+  sweep_sums<A>(n, [&](auto lanes, int64_t i, int k) {
+    const Vec<A> g = weight ? lanes.load(dy + i) * lanes.load(weight + i) : lanes.load(dy + i);
+    if (kCentre) g_sums[k] += g;
+    gx_sums[k] += g * (kCentre ? lanes.load(x + i) - mean : lanes.load(x + i));   // a lane past the row has g = 0
+  });
+  return {mean, rstd, sum_of<A>(g_sums) / A(n), sum_of<A>(gx_sums) * rstd / A(n)};
+}
+
+// grad_x = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum (no mean(g) in rms_norm);
+// grad_weight += grad_out xhat; grad_bias += grad_out: for rows [first, first + kRows), a column at a time.
+template <bool kCentre, int kRows, class T, class A = acc_t<T>>
+void backward_rows(const NormBackwardArgs& a, int64_t first, A* dweight, A* dbias) {
+  const int64_t n = a.cols, at = first * n;
+  RowGradient<A> rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = row_gradient<kCentre, T, A>(a, first + r);
+  const T *dy = static_cast<const T*>(a.grad_out) + at, *x = static_cast<const T*>(a.x) + at;
+  const T *weight = static_cast<const T*>(a.weight), *dsum = static_cast<const T*>(a.grad_sum);
+  T* dx = static_cast<T*>(a.grad_x) + at;
+  sweep<A>(n, [&](auto lanes, int64_t i) {
+    const Vec<A> w = weight ? lanes.load(weight + i) : splat(A(1));
+    Vec<A> dw{}, db{};
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t j = r * n + i;
+      const Vec<A> d = lanes.load(dy + j), v = lanes.load(x + j);
+      const Vec<A> xhat = kCentre ? (v - rows[r].mean) * rows[r].rstd : v * rows[r].rstd;
+      Vec<A> g = d * w - xhat * rows[r].gx_mean;
+      if (kCentre) g -= rows[r].g_mean;
+      dw += d * xhat;
+      db += d;
+      lanes.store(dx + j, dsum ? g * rows[r].rstd + lanes.load(dsum + at + j) : g * rows[r].rstd);
+    }
+    if (dweight) lanes.store(dweight + i, lanes.load(dweight + i) + dw);
+    if (dbias) lanes.store(dbias + i, lanes.load(dbias + i) + db);
+  });
+}
+
+// to[i] = the sum of block i's partials in order, so that the result does not depend on the threads.
+template <class T, class A = acc_t<T>>
+void add_partials(void* to, const A* partial, int64_t blocks, int64_t n) {
+  parallel_for(ceil_div(n, kLanes<A>), 256, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kLanes<A>, last = min_of(end * kLanes<A>, n);
+    sweep<A>(last - first, [&](auto lanes, int64_t i) {
+      Vec<A> total{};
+      for (int64_t block = 0; block < blocks; ++block) total += lanes.load(partial + block * 2 * n + first + i);
+      lanes.store(static_cast<T*>(to) + first + i, total);
+    });
+  });
+}
+
+template <bool kCentre>
+void norm(const NormArgs& a) {
+  dispatch_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    parallel_for(a.rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      acc_t<T>* buffer = sizeof(T) < sizeof(acc_t<T>) ? scratch<acc_t<T>>(0, a.cols) : nullptr;
+      for (int64_t row = begin; row < end; ++row) norm_row<kCentre, T>(a, row, buffer);
+    });
+  });
+}
+
+// Column sums in two steps: a partial per block of rows, then the partials in order.
+template <bool kCentre>
+void norm_backward(const NormBackwardArgs& a) {
+  dispatch_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = acc_t<T>;
+    const int64_t blocks = norm_partials(a.rows), n = a.cols;
+    A* partial = static_cast<A*>(a.partial);
+    parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        A* own = partial ? partial + block * 2 * n : nullptr;
+        if (own) __builtin_memset(own, 0, size_t(2 * n) * sizeof(A));
+        A *dweight = a.grad_weight ? own : nullptr, *dbias = a.grad_bias ? own + n : nullptr;
+        const int64_t last = (block + 1) * a.rows / blocks;
+        int64_t row = block * a.rows / blocks;
+        for (; row + kRowsAtOnce <= last; row += kRowsAtOnce)
+          backward_rows<kCentre, kRowsAtOnce, T>(a, row, dweight, dbias);
+        for (; row < last; ++row) backward_rows<kCentre, 1, T>(a, row, dweight, dbias);
+      }
+    });
+    if (a.grad_weight) add_partials<T>(a.grad_weight, partial, blocks, n);
+    if (a.grad_bias) add_partials<T>(a.grad_bias, partial + n, blocks, n);
+  });
+}
+
+}  // namespace
+}  // namespace pyfast

@@ -1,0 +1,17 @@
+#include "rms_norm.h"
+
+#include "norm_rows.h"
+
+namespace pyfast {
+
+template <>
+void rms_norm<kIsa>(const NormArgs& a) {
+  norm<false>(a);
+}
+
+template <>
+void rms_norm_backward<kIsa>(const NormBackwardArgs& a) {
+  norm_backward<false>(a);
+}
+
+}  // namespace pyfast

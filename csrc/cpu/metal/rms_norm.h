@@ -1,0 +1,10 @@
+#pragma once
+
+#include "norm.h"
+
+namespace pyfast {
+
+template <Isa kIsa> void rms_norm(const NormArgs&);
+template <Isa kIsa> void rms_norm_backward(const NormBackwardArgs&);
+
+}  // namespace pyfast
