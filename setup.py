@@ -35,7 +35,10 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         objects = ROOT / "build" / "objects" if self.inplace else Path(self.build_temp, "objects")
-        builder.build(Path(self.get_ext_fullpath(ext.name)), objects)
+        try:
+            builder.build(Path(self.get_ext_fullpath(ext.name)), objects)
+        except RuntimeError as error:
+            sys.exit(str(error))
 
 
 def extensions() -> list[Extension]:

@@ -94,6 +94,7 @@ def build(library: Path, build_dir: Path, extra_flags: tuple[str, ...] = ()) -> 
         raise RuntimeError(f"build: a C++ extension must be possible here; got: {reason}")
     import ninja
 
+    build_dir = build_dir.resolve()  # ninja runs inside it
     build_dir.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
     with locked(build_dir / "lock"):
