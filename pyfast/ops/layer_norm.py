@@ -1,4 +1,4 @@
-"""Layer normalisation, with an optional residual add in the same pass (Ba, Kiros & Hinton, 2016)."""
+"""Layer normalisation (Ba, Kiros & Hinton, 2016), with an optional residual add in the same pass."""
 
 from collections.abc import Sequence
 from math import prod
@@ -108,7 +108,10 @@ def _gradients(ctx: Any, grad_out: Any, grad_sum: Any, *_: Any) -> tuple:
     x, mean, rstd, weight = ctx.saved_tensors
     if grad_out is None:  # only the sum was used
         return grad_sum, grad_sum if ctx.with_residual else None, None, None, None
-    need = (weight is not None and ctx.needs_input_grad[2], ctx.with_bias and ctx.needs_input_grad[3])
+    need = (
+        weight is not None and ctx.needs_input_grad[2],
+        ctx.with_bias and ctx.needs_input_grad[3],
+    )
     extra = grad_sum if ctx.with_residual else None
     grad_x, grad_weight, grad_bias = _layer_norm_backward(
         grad_out, extra, x, mean, rstd, weight, *need

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, with an optional residual add in the same pass (Zhang & Sennrich, 2019)."""
+"""Root-mean-square norm (Zhang & Sennrich, 2019), with an optional residual add in one pass."""
 
 from collections.abc import Sequence
 from typing import Any
