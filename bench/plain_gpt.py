@@ -47,7 +47,8 @@ class PlainGPT(nn.Module):
         for block in self.h:
             x = block(x)
         logits = F.linear(self.ln_f(x), self.wte.weight)  # [B, T, V]
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        wide = torch.promote_types(logits.dtype, torch.float32)  # as transformers does
+        return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
 
     @torch.no_grad()
     def copy_weights(self, state: dict[str, Tensor]) -> None:
