@@ -76,6 +76,21 @@ inline VecF erf(VecF x) {
 }
 inline VecD erf(VecD x) { return each_lane(x, [](double v) { return __builtin_erf(v); }); }
 
+// Correctly rounded, by the instruction.
+inline VecF sqrt(VecF x) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (VecF)_mm_sqrt_ps((__m128)x);
+#else
+  for (int64_t i = 0; i < kLanes<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+inline VecD sqrt(VecD x) { return each_lane(x, [](double v) { return __builtin_sqrt(v); }); }
+
 template <class V>
 inline V sigmoid(V x) {
   return 1 / (exp(-x) + 1);
