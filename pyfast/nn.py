@@ -191,10 +191,13 @@ class CausalSelfAttention(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, time, _ = x.shape
         qkv = pyfast.linear_act(x, self.in_proj_weight, self.in_proj_bias)  # [B, T, 3C]
-        heads = qkv.view(batch, time, 3, self.num_heads, -1).transpose(1, 3)  # [B, H, 3, T, D]
+        head_dim = self.embed_dim // self.num_heads
+        heads = qkv.view(batch, time, 3, self.num_heads, head_dim).transpose(
+            1, 3
+        )  # [B, H, 3, T, D]
         query, key, value = heads.unbind(2)  # each [B, H, T, D]
         mixed = pyfast.attention(query, key, value, is_causal=True)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"

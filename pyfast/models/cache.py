@@ -58,7 +58,7 @@ def causal_attention(
     query: Tensor, key: Tensor, value: Tensor, cache: KVCache | None, layer: int
 ) -> Tensor:
     """query [B, H, T, D], key and value [B, Hkv, T, D] of the new tokens -> [B, T, H*D]."""
-    batch, heads, time, _ = query.shape
+    heads, time = query.shape[1:3]
     past = 0 if cache is None else cache.used
     if cache is not None:
         key, value = cache.append(layer, key, value)  # [B, Hkv, past + T, D]
@@ -73,4 +73,4 @@ def causal_attention(
         is_causal=past == 0,
         enable_gqa=heads != key.shape[1],
     )
-    return mixed.transpose(1, 2).reshape(batch, time, -1)
+    return mixed.transpose(1, 2).flatten(2)

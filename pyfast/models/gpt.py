@@ -17,13 +17,13 @@ from pyfast.models.config import GPTConfig
 class GPTAttention(torch.nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.heads = config.n_head
+        self.heads, self.head_dim = config.n_head, config.n_embd // config.n_head
         self.c_attn = nn.Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = nn.Conv1D(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
         batch, time, _ = x.shape
-        qkv = self.c_attn(x).view(batch, time, 3, self.heads, -1)  # [B, T, 3, H, D]
+        qkv = self.c_attn(x).view(batch, time, 3, self.heads, self.head_dim)  # [B, T, 3, H, D]
         query, key, value = qkv.transpose(1, 3).unbind(2)  # each [B, H, T, D]
         return self.c_proj(causal_attention(query, key, value, cache, layer))
 

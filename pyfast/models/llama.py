@@ -37,7 +37,8 @@ class LlamaAttention(torch.nn.Module):
         return self.o_proj(causal_attention(query, key, value, cache, layer))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)  # [B, H, T, D]
+        heads = x.shape[2] // self.head_dim
+        return x.view(*x.shape[:2], heads, self.head_dim).transpose(1, 2)  # [B, H, T, D]
 
 
 class LlamaBlock(torch.nn.Module):
