@@ -212,14 +212,19 @@ def _escape(path: Path) -> str:
 
 
 def main() -> None:
-    """Build in place, or with the sanitizers into build/asan/."""
+    """Build in place; print the path of the extension."""
     parser = argparse.ArgumentParser(prog="python -m pyfast.build", description=main.__doc__)
-    parser.add_argument("--sanitize", action="store_true", help="ASan and UBSan, into build/asan/")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--sanitize", action="store_true", help="ASan and UBSan, into build/asan/")
+    where.add_argument("--first-use", action="store_true", help="into the cache, as first use does")
+    options = parser.parse_args()
     here = Path(__file__).resolve().parent
     folder = here.parent / "build"
     try:
-        if parser.parse_args().sanitize:
+        if options.sanitize:
             print(build(folder / "asan" / library_name(), folder / "asan", tuple(SANITIZE)))
+        elif options.first_use:
+            print(compile_on_first_use())
         else:
             print(build(here / library_name(), folder / "objects"))
     except RuntimeError as error:
