@@ -20,8 +20,9 @@ class _Plan:
     """The argument lists of one `adamw_step_` call, kept while the same parameters have grads."""
 
     flags: dict[str, bool]  # maximize, decoupled: one value per call
-    groups: list[dict[str, Any]]  # the group of each parameter
+    groups: list[dict[str, Any]]
     params: list[Tensor]
+    group_of: list[int]  # index into groups, per parameter
     moments: dict[str, list[Tensor]]
     masters: list[Tensor | None] | None
     steps: Tensor  # float32 [n]; state[p]["step"] is a view into it, so one add advances them all
@@ -29,7 +30,9 @@ class _Plan:
     def per_parameter(self, key: str) -> list[Any] | Any:
         """The setting `key`, as one value where all groups of the call agree."""
         values = [group[key] for group in self.groups]
-        return values[0] if all(value == values[0] for value in values) else values
+        if all(value == values[0] for value in values):
+            return values[0]
+        return [values[i] for i in self.group_of]
 
 
 class AdamW(torch.optim.AdamW):
@@ -82,7 +85,7 @@ class AdamW(torch.optim.AdamW):
         self.max_norm, self.grad_scale, self.masters = max_norm, grad_scale, masters
         self.grad_norm: Tensor = torch.zeros(())
         self._plans: list[_Plan] = []
-        self._seen: list[int] = []  # ids of the parameters the plans were built for
+        self._seen: tuple[list, list] | None = None  # what the plans were built for
         _expect_settings(
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
             max_norm,
@@ -144,22 +147,29 @@ class AdamW(torch.optim.AdamW):
 
     def _refresh_plans(self) -> None:
         """Make `_plans` fit the parameters that have a gradient now."""
-        owners = [(p, g) for g in self.param_groups for p in g["params"] if p.grad is not None]
-        if any(p.grad.is_sparse for p, _ in owners):
-            raise ValueError("AdamW: grad must be dense; got a sparse gradient; use SparseAdam")
-        seen = [id(p) for p, _ in owners]
-        if seen == self._seen and self._plans:
+        groups = self.param_groups
+        flags = [
+            (group["amsgrad"], group["maximize"], group["decoupled_weight_decay"])
+            for group in groups
+        ]
+        live = [id(p) for group in groups for p in group["params"] if p.grad is not None]
+        seen = (flags, live)
+        if seen == self._seen:
             return
-        calls: dict[tuple[bool, ...], list[tuple[Tensor, dict[str, Any]]]] = {}
-        for param, group in owners:
-            flags = (group["amsgrad"], group["maximize"], group["decoupled_weight_decay"])
-            calls.setdefault(flags, []).append((param, group))
-        self._plans = [self._plan(flags, members) for flags, members in calls.items()]
+        calls: dict[tuple[bool, ...], list[dict[str, Any]]] = {}
+        for group, own in zip(groups, flags, strict=True):
+            if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+                raise ValueError("AdamW: grad must be dense; got a sparse gradient; use SparseAdam")
+            calls.setdefault(own, []).append(group)
+        plans = [self._plan(own, members) for own, members in calls.items()]
+        self._plans = [plan for plan in plans if plan.params]
         self._seen = seen
 
-    def _plan(self, flags: tuple[bool, ...], members: list[tuple[Tensor, dict]]) -> _Plan:
+    def _plan(self, flags: tuple[bool, ...], groups: list[dict[str, Any]]) -> _Plan:
         amsgrad, maximize, decoupled = flags
-        params = [param for param, _ in members]
+        pairs = [(p, i) for i, group in enumerate(groups) for p in group["params"]]
+        pairs = [(p, i) for p, i in pairs if p.grad is not None]
+        params = [param for param, _ in pairs]
         states = [self._state_of(param, amsgrad) for param in params]
         steps = torch.tensor([float(state["step"]) for state in states])
         for state, step in zip(states, steps.unbind(), strict=True):
@@ -168,8 +178,9 @@ class AdamW(torch.optim.AdamW):
         masters = [state.get("master") for state in states]
         return _Plan(
             flags={"maximize": maximize, "decoupled": decoupled},
-            groups=[group for _, group in members],
+            groups=groups,
             params=params,
+            group_of=[i for _, i in pairs],
             moments={name: [state[name] for state in states] for name in names},
             masters=masters if any(m is not None for m in masters) else None,
             steps=steps,
@@ -221,7 +232,7 @@ class AdamW(torch.optim.AdamW):
         return state
 
     def _forget_plans(self) -> None:
-        self._plans, self._seen = [], []
+        self._plans, self._seen = [], None
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_norm", "grad_scale", "masters", "grad_norm")
@@ -236,13 +247,13 @@ class AdamW(torch.optim.AdamW):
 
 
 def _run(plan: _Plan, max_norm: float | None, grad_scale: float) -> Tensor:
-    steps = (plan.steps + 1).tolist()
+    step, *others = steps = (plan.steps + 1).tolist()
     norm = pyfast.adamw_step_(
         plan.params,
         [param.grad for param in plan.params],
         plan.moments["exp_avg"],
         plan.moments["exp_avg_sq"],
-        steps[0] if steps.count(steps[0]) == len(steps) else steps,
+        step if others.count(step) == len(others) else steps,
         lr=_numbers(plan.per_parameter("lr")),
         betas=plan.per_parameter("betas"),
         eps=plan.per_parameter("eps"),

@@ -238,3 +238,13 @@ def test_adamw_new_group_joins_mid_training():
         optimizer.add_param_group({"params": params[2:], "lr": 0.2})
         take_steps(optimizer, params, 2, 2)
     assert_same(ours, theirs)
+
+
+def test_adamw_notices_a_flag_that_changes_mid_training():
+    ours, theirs = parameters(), parameters()
+    for kind, params in ((AdamW, ours), (torch.optim.AdamW, theirs)):
+        optimizer = kind(params, lr=0.1)
+        take_steps(optimizer, params, 0, 2)
+        optimizer.param_groups[0]["maximize"] = True
+        take_steps(optimizer, params, 2, 2)
+    assert_same(ours, theirs)

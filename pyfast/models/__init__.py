@@ -2,7 +2,7 @@
 
 from pyfast.models.cache import KVCache
 from pyfast.models.causal_lm import CausalLM
-from pyfast.models.checkpoint import build, load, load_tensors, save
+from pyfast.models.checkpoint import build, load, load_tensors, read_config, save
 from pyfast.models.classifier import SequenceClassifier
 from pyfast.models.config import GPTConfig, LlamaConfig, ModelConfig, config_from_dict
 from pyfast.models.generate import generate, sample, stream
@@ -23,6 +23,7 @@ __all__ = [
     "generate",
     "load",
     "load_tensors",
+    "read_config",
     "sample",
     "save",
     "stream",

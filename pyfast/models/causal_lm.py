@@ -28,8 +28,12 @@ class CausalLM(torch.nn.Module):
     residual_projections: ClassVar[tuple[str, ...]]  # parameters that write to the residual stream
 
     config: ModelConfig
-    max_positions: int
     cache_shape: tuple[int, int, int]  # layers, key/value heads, head size
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens in one sequence."""
+        return self.config.max_positions
 
     @property
     def body(self) -> torch.nn.Module:

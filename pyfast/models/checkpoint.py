@@ -69,6 +69,11 @@ def load(
     return model
 
 
+def read_config(directory: str | os.PathLike) -> ModelConfig:
+    """The configuration in a model directory, without its weights; raises as `load` does."""
+    return config_from_dict(_read_config(Path(directory)))
+
+
 def load_tensors(model: torch.nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Copy tensors into `model` (dtypes convert); ValueError unless names and shapes fit."""
     own = model.state_dict()

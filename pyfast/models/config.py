@@ -70,6 +70,11 @@ class GPTConfig:
         """pyfast's name of `activation_function`."""
         return _HF_ACTIVATIONS[self.activation_function]
 
+    @property
+    def max_positions(self) -> int:
+        """The most tokens in one sequence."""
+        return self.n_positions
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
         """From the contents of a config.json, ignoring keys that do not change the architecture."""
@@ -124,6 +129,11 @@ class LlamaConfig:
         if self.hidden_act not in ("silu", "swish"):
             raise ValueError(f"LlamaConfig: hidden_act must be silu; got {self.hidden_act!r}")
         self._expect_rope()
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens in one sequence."""
+        return self.max_position_embeddings
 
     @property
     def rope_type(self) -> str:

@@ -93,7 +93,6 @@ class GPT(CausalLM):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.max_positions = config.n_positions
         self.cache_shape = (config.n_layer, config.n_head, config.n_embd // config.n_head)
         self.transformer = GPTBody(config)
         if not config.tie_word_embeddings:

@@ -103,7 +103,6 @@ class Llama(CausalLM):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.max_positions = config.max_position_embeddings
         self.cache_shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
         self.model = LlamaBody(config)
         if not config.tie_word_embeddings:
