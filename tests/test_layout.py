@@ -41,7 +41,7 @@ FLOORS = (
     {"nn", "optim"},
     {"models"},
     {"train"},
-    {"doctor", "cli", "__main__"},
+    {"doctor", "options", "verbs", "cli", "__main__"},
 )
 RANK = {name: rank for rank, floor in enumerate(FLOORS) for name in floor}
 
