@@ -137,7 +137,7 @@ class AdamW(torch.optim.AdamW):
         return loss
 
     def _step_mixed(self) -> None:
-        """Groups that differ in amsgrad, maximize or decay: one call each, one norm over all."""
+        """Parameters that cannot share a call (flags, devices): one each, one norm over all."""
         grads = [p.grad for plan in self._plans for p in plan.params]
         norm = torch.nn.utils.get_total_norm(grads).float() * abs(self.grad_scale)
         clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (float(norm) + 1e-6))
@@ -156,20 +156,22 @@ class AdamW(torch.optim.AdamW):
         seen = (flags, live)
         if seen == self._seen:
             return
-        calls: dict[tuple[bool, ...], list[dict[str, Any]]] = {}
-        for group, own in zip(groups, flags, strict=True):
-            if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-                raise ValueError("AdamW: grad must be dense; got a sparse gradient; use SparseAdam")
-            calls.setdefault(own, []).append(group)
-        plans = [self._plan(own, members) for own, members in calls.items()]
-        self._plans = [plan for plan in plans if plan.params]
+        calls: dict[tuple, list[tuple[Tensor, int]]] = {}
+        for i, (group, own) in enumerate(zip(groups, flags, strict=True)):
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if param.grad.is_sparse:
+                    raise ValueError(
+                        "AdamW: grad must be dense; got a sparse gradient; use SparseAdam"
+                    )
+                calls.setdefault((own, param.device), []).append((param, i))
+        self._plans = [self._plan(own, members) for (own, _), members in calls.items()]
         self._seen = seen
 
-    def _plan(self, flags: tuple[bool, ...], groups: list[dict[str, Any]]) -> _Plan:
+    def _plan(self, flags: tuple[bool, ...], members: list[tuple[Tensor, int]]) -> _Plan:
         amsgrad, maximize, decoupled = flags
-        pairs = [(p, i) for i, group in enumerate(groups) for p in group["params"]]
-        pairs = [(p, i) for p, i in pairs if p.grad is not None]
-        params = [param for param, _ in pairs]
+        params = [param for param, _ in members]
         states = [self._state_of(param, amsgrad) for param in params]
         steps = torch.tensor([float(state["step"]) for state in states])
         for state, step in zip(states, steps.unbind(), strict=True):
@@ -178,9 +180,9 @@ class AdamW(torch.optim.AdamW):
         masters = [state.get("master") for state in states]
         return _Plan(
             flags={"maximize": maximize, "decoupled": decoupled},
-            groups=groups,
+            groups=self.param_groups,
             params=params,
-            group_of=[i for _, i in pairs],
+            group_of=[i for _, i in members],
             moments={name: [state[name] for state in states] for name in names},
             masters=masters if any(m is not None for m in masters) else None,
             steps=steps,

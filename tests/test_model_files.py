@@ -208,6 +208,12 @@ def test_save_on_a_full_disk_is_one_sentence(saved):
     assert list((directory / "full").iterdir()) == []
 
 
+def test_save_into_a_file_is_one_sentence(saved):
+    model, directory = saved
+    with pytest.raises(OSError, match=r"save: .*config.json must be a writable directory; got"):
+        models.save(model, directory / "config.json")
+
+
 @pytest.mark.parametrize(
     "tokens, error, sentence",
     [

@@ -227,6 +227,15 @@ def test_rotary_table_outlives_inference_mode_and_dtype_changes():
     assert cos.dtype == sin.dtype == torch.float32 and cos.shape == (3, 4)
 
 
+def test_rotary_table_forgets_the_tensors_of_a_trace():
+    from torch._subclasses import FakeTensorMode
+
+    model = models.Llama(models.LlamaConfig(**LLAMA))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.model.rotary.rows(0, 5, torch.device("cpu"))
+    assert model(TOKENS).isfinite().all()
+
+
 def test_config_json_keeps_what_others_need(tmp_path):
     config = models.LlamaConfig(**LLAMA, rope_theta=7.0, eos_token_id=2)
     models.save(models.Llama(config), tmp_path)

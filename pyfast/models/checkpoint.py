@@ -35,7 +35,10 @@ def save(model: CausalLM | SequenceClassifier, directory: str | os.PathLike) -> 
     from safetensors.torch import save_file
 
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"save: {directory} must be a writable directory; got {error}") from None
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     values = _config_values(model)
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"

@@ -54,7 +54,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         _expect_positive(self, "vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-        _expect_positive(self, "layer_norm_epsilon", kind=(int, float))
+        _expect_positive(self, "layer_norm_epsilon", "initializer_range", kind=(int, float))
         if self.n_inner is not None:
             _expect_positive(self, "n_inner")
         _expect_divides(self, "n_head", "n_embd")
@@ -116,7 +116,8 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
         _expect_positive(self, *sizes, "num_attention_heads", "max_position_embeddings")
-        _expect_positive(self, "rms_norm_eps", "rope_theta", kind=(int, float))
+        numbers = ("rms_norm_eps", "initializer_range", "rope_theta")
+        _expect_positive(self, *numbers, kind=(int, float))
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim is None:

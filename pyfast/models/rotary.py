@@ -22,10 +22,13 @@ class RotaryTable:
 
     def rows(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin of positions start..end-1."""
-        if device not in self._tables or len(self._tables[device][0]) < end:
+        table = self._tables.get(device)
+        if table is None or len(table[0]) < end:
             length = min(self.config.max_position_embeddings, max(256, 2 * end))
-            self._tables[device] = self._compute(max(length, end), device)
-        cos, sin = self._tables[device]
+            table = self._compute(max(length, end), device)
+            if type(table[0]) is Tensor:  # not the fakes of a trace: they would outlive it
+                self._tables[device] = table
+        cos, sin = table
         return cos[start:end], sin[start:end]
 
     @torch.inference_mode(False)  # a table made while generating must also serve training
