@@ -77,6 +77,7 @@ def test_generate_with_top_k_1_is_greedy(model):
     greedy = models.generate(model, PROMPT, 10, temperature=0)
     assert torch.equal(models.generate(model, PROMPT, 10, top_k=1, seed=0), greedy)
     assert torch.equal(models.generate(model, PROMPT, 10, top_p=1e-9, seed=0), greedy)
+    assert torch.equal(models.generate(model, PROMPT, 10, temperature=1e-38, seed=0), greedy)
 
 
 def test_generate_stops_rows_and_then_all(model):
@@ -119,6 +120,7 @@ def test_sample_keeps_the_likeliest_only():
     assert set(drawn.tolist()) == {1, 3}
     assert set(models.sample(logits, top_p=0.6).tolist()) == {1, 3}  # 0.5 does not reach 0.6
     assert set(models.sample(logits, top_p=0.5).tolist()) == {1}
+    assert set(models.sample(logits, top_k=99).tolist()) == {0, 1, 2, 3}  # more than there are
     assert set(models.sample(logits, top_p=1.0).tolist()) == {0, 1, 2, 3}
     assert float((drawn == 1).float().mean()) == pytest.approx(2 / 3, abs=0.03)
 

@@ -83,9 +83,12 @@ def sample(
     """One token per row of logits [B, V] -> [B] int64; see `stream`."""
     if temperature == 0:
         return logits.argmax(-1)
-    ordered, index = logits.div(temperature).sort(descending=True, stable=True)
-    if top_k is not None:
-        ordered, index = ordered[:, :top_k], index[:, :top_k]
+    # The likeliest at 0: dividing by a tiny temperature then gives -inf at worst, never inf.
+    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
+    if top_k is None and top_p is None:  # no need to sort a large vocabulary
+        return torch.multinomial(scaled.softmax(-1), 1, generator=generator).squeeze(1)
+    classes = logits.shape[-1]
+    ordered, index = scaled.topk(classes if top_k is None else min(top_k, classes))
     probabilities = ordered.softmax(-1)
     if top_p is not None:
         before = probabilities.cumsum(-1) - probabilities  # what the likelier tokens already hold
