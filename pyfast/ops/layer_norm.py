@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba, Kiros & Hinton, 2016), with an optional residual add in the same pass."""
+"""Layer normalisation (Ba, Kiros & Hinton, 2016), with an optional residual add in one pass."""
 
 from collections.abc import Sequence
 from math import prod
