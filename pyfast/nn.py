@@ -7,6 +7,8 @@ arguments that default to the twin's behaviour.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,21 +84,39 @@ class Conv1D(torch.nn.Module):
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """torch.nn.LayerNorm; forward(x, residual=r) returns (x + r, norm of that sum) in one pass."""
+    """torch.nn.LayerNorm; forward(x, residual=r) returns (x + r, norm of that sum) in one pass.
+
+    Mixed dtypes (autocast, or float32 norms in a bfloat16 model) are computed in the widest; the
+    norm then comes in the dtype of x, or with a residual, as a sum does, in the widest.
+    """
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        return pyfast.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps, residual=residual
-        )
+        x, r, weight, bias = _widened(input, residual, self.weight, self.bias)
+        out = pyfast.layer_norm(x, self.normalized_shape, weight, bias, self.eps, residual=r)
+        return out if residual is not None else out.to(input.dtype)
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch.nn.RMSNorm; forward(x, residual=r) returns (x + r, norm of that sum) in one pass."""
+    """torch.nn.RMSNorm; forward(x, residual=r) returns (x + r, norm of that sum) in one pass.
+
+    Mixed dtypes are treated as in `LayerNorm`.
+    """
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        return pyfast.rms_norm(x, self.normalized_shape, self.weight, self.eps, residual=residual)
+        wide, r, weight = _widened(x, residual, self.weight)
+        out = pyfast.rms_norm(wide, self.normalized_shape, weight, self.eps, residual=r)
+        return out if residual is not None else out.to(x.dtype)
+
+
+def _widened(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the widest of their dtypes."""
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if len(dtypes) == 1:
+        return tensors
+    wide = functools.reduce(torch.promote_types, dtypes)
+    return tuple(t if t is None else t.to(wide) for t in tensors)
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):

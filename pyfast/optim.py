@@ -27,9 +27,9 @@ class _Plan:
     masters: list[Tensor | None] | None
     steps: Tensor  # float32 [n]; state[p]["step"] is a view into it, so one add advances them all
 
-    def per_parameter(self, key: str) -> list[Any] | Any:
-        """The setting `key`, as one value where all groups of the call agree."""
-        values = [group[key] for group in self.groups]
+    def setting(self, key: str, kind: type = float) -> list[Any] | Any:
+        """The setting `key`: one value where all groups agree, else one per parameter."""
+        values = [kind(group[key]) for group in self.groups]
         if all(value == values[0] for value in values):
             return values[0]
         return [values[i] for i in self.group_of]
@@ -216,21 +216,33 @@ class AdamW(torch.optim.AdamW):
 
         torch rounds loaded state to the parameter's dtype; masters and moments stay float32 here.
         """
-        super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        for param, saved_id in zip(params, saved_ids, strict=True):
-            saved = state_dict["state"].get(saved_id)
-            if saved:
-                self.state[param] = self._adopt(param, saved)
+        adopted = {  # before anything is loaded: a refused state changes nothing
+            param: self._adopt(param, state_dict["state"][saved_id])
+            for param, saved_id in zip(params, saved_ids, strict=False)
+            if state_dict["state"].get(saved_id)
+        }
+        super().load_state_dict(state_dict)
+        self.state.update(adopted)
         self._forget_plans()
 
     def _adopt(self, param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
         wide = self._state_dtype(param)
+        if not {"step", *_MOMENTS[:2]} <= saved.keys():
+            raise ValueError(
+                f"AdamW: state must have step, exp_avg and exp_avg_sq; got {', '.join(saved)}"
+            )
         state = {"step": torch.tensor(float(saved["step"]))}
-        for name, value in saved.items():
-            if name != "step" and (name != "master" or wide != param.dtype):
-                state[name] = value.detach().to(param.device, wide, copy=True)
+        for name in (*_MOMENTS, *(() if wide == param.dtype else ("master",))):
+            if name not in saved:
+                continue
+            if saved[name].shape != param.shape:
+                raise ValueError(
+                    f"AdamW: {name} must be {list(param.shape)} as its parameter; "
+                    f"got {list(saved[name].shape)}"
+                )
+            state[name] = saved[name].detach().to(param.device, wide, copy=True)
         return state
 
     def _forget_plans(self) -> None:
@@ -256,10 +268,10 @@ def _run(plan: _Plan, max_norm: float | None, grad_scale: float) -> Tensor:
         plan.moments["exp_avg"],
         plan.moments["exp_avg_sq"],
         step if others.count(step) == len(others) else steps,
-        lr=_numbers(plan.per_parameter("lr")),
-        betas=plan.per_parameter("betas"),
-        eps=plan.per_parameter("eps"),
-        weight_decay=plan.per_parameter("weight_decay"),
+        lr=plan.setting("lr"),
+        betas=plan.setting("betas", tuple),
+        eps=plan.setting("eps"),
+        weight_decay=plan.setting("weight_decay"),
         max_exp_avg_sqs=plan.moments.get("max_exp_avg_sq"),
         masters=plan.masters,
         max_norm=max_norm,
@@ -268,11 +280,6 @@ def _run(plan: _Plan, max_norm: float | None, grad_scale: float) -> Tensor:
     )
     plan.steps.add_(1)
     return norm
-
-
-def _numbers(value: Any) -> float | list[float]:
-    """lr may be a tensor in torch."""
-    return [float(v) for v in value] if isinstance(value, list) else float(value)
 
 
 def _expect_settings(settings: dict[str, Any], max_norm: float | None, grad_scale: float) -> None:

@@ -179,6 +179,21 @@ def test_bfloat16_model_has_a_float32_loss(kind, tmp_path):
     assert next(models.load(tmp_path / "narrow").parameters()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("case", ["gpt2", "llama-grouped"])
+def test_models_run_under_autocast(case, tmp_path):
+    theirs = hugging_face(case)
+    theirs.save_pretrained(tmp_path)
+    ours = models.load(tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ours.loss(TOKENS, TARGETS)
+        mine, other = ours(TOKENS), theirs(TOKENS).logits
+        models.generate(ours, TOKENS, 3, temperature=0)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert {p.grad.dtype for p in ours.parameters()} == {torch.float32}
+    assert_as_good(mine, other, copy.deepcopy(theirs).double()(TOKENS).logits)
+
+
 def test_loss_ignores_minus_100_and_reduces_as_asked():
     model = models.GPT(models.GPTConfig(**GPT))
     targets = TARGETS.clone()

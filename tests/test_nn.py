@@ -131,6 +131,17 @@ def test_norm_returns_the_sum_it_normalised(kind):
     torch.testing.assert_close(normed, theirs(x + residual))
 
 
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm"])
+def test_norm_takes_mixed_dtypes(kind):
+    ours, theirs = getattr(nn, kind)(10), getattr(torch.nn, kind)(10)  # float32 weights
+    x, stream = torch.randn(3, 10).bfloat16(), torch.randn(3, 10)
+    assert ours(x).dtype == torch.bfloat16
+    torch.testing.assert_close(ours(x), theirs(x.float()).bfloat16())
+    total, normed = ours(x, residual=stream)
+    assert total.dtype == normed.dtype == torch.float32
+    torch.testing.assert_close(total, x + stream)
+
+
 CROSS_ENTROPY = [
     {},
     {"reduction": "sum"},

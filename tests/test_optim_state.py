@@ -59,6 +59,27 @@ def test_adamw_loads_adams_state_as_adam():
     assert_same(params, unbroken)
 
 
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda s: s.pop("exp_avg"), r"state must have step, exp_avg and exp_avg_sq; got step,"),
+        (
+            lambda s: s.update(exp_avg=torch.ones(3)),
+            r"exp_avg must be \[17, 5\] as its .* got \[3\]",
+        ),
+    ],
+)
+def test_adamw_refuses_state_of_another_optimizer(change, sentence):
+    params = parameters()
+    first, second = AdamW(params), AdamW(params)
+    take_steps(first, params, 0, 1)
+    saved = copy.deepcopy(first.state_dict())
+    change(saved["state"][0])
+    with pytest.raises(ValueError, match=f"AdamW: {sentence}"):
+        second.load_state_dict(saved)
+    assert not second.state
+
+
 def test_adamw_state_dict_has_torchs_names():
     ours, theirs = parameters(), parameters()
     states = []
