@@ -14,6 +14,19 @@ constexpr int64_t size_of(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
 
+// The gradient of an activation is a function of its output where that determines it, else of the pre-activation:
+// what a layer has to save.
+enum class Act { none, relu, gelu, gelu_tanh, silu, sigmoid, tanh, leaky_relu, elu, softplus, mish };
+
+constexpr const char* kActNames[] = {"none",       "relu", "gelu",     "gelu_tanh", "silu", "sigmoid", "tanh",
+                                     "leaky_relu", "elu",  "softplus", "mish"};
+constexpr int kActCount = 11;
+
+constexpr bool grad_from_output(Act act) {
+  return act == Act::relu || act == Act::sigmoid || act == Act::tanh || act == Act::leaky_relu || act == Act::elu;
+}
+constexpr bool grad_from_input(Act act) { return act != Act::none && !grad_from_output(act); }
+
 namespace {   // internal linkage: compiled once per instruction set
 
 template <class T>
@@ -31,6 +44,10 @@ inline void dispatch_dtype(DType dtype, const F& f) {
     case DType::float64: return f(TypeTag<double>{});
   }
 }
+
+// The element type of a vector type; a scalar is its own.
+template <class V> struct ScalarOf { using type = V; };
+template <class V> using scalar_t = typename ScalarOf<V>::type;
 
 // The type arithmetic is done in: double for double, float for all else.
 template <class T> struct Accumulator { using type = float; };

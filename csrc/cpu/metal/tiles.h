@@ -18,20 +18,26 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// All eight tiles are 16 rows of 64 bytes. The "memory" operand keeps g++ 12 from dropping the stores that
-// fill the configuration, which it does before _tile_loadconfig.
+// All eight tiles are 16 rows of 64 bytes. The instructions are inline assembly because g++ 12's intrinsics take
+// literals only and do not say that they touch memory, so that it drops the stores that fill what they read.
 struct TileSession {
   TileSession() {
     const TileConfig config;
     __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
   }
-  ~TileSession() { _tile_release(); }
+  ~TileSession() { __asm__ volatile("tilerelease" ::: "memory"); }
 };
 
-template <int kTile> inline void tile_zero() { _tile_zero(kTile); }
-template <int kTile> inline void tile_load(const void* from, int64_t stride) { _tile_loadd(kTile, from, stride); }
-template <int kTile> inline void tile_store(void* to, int64_t stride) { _tile_stored(kTile, to, stride); }
-template <int kC, int kA, int kB> inline void tile_multiply() { _tile_dpbf16ps(kC, kA, kB); }
+template <int kTile> inline void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile)); }
+template <int kTile> inline void tile_load(const void* from, int64_t stride) {
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTile> inline void tile_store(void* to, int64_t stride) {
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kC, int kA, int kB> inline void tile_multiply() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+}
 
 #else
 

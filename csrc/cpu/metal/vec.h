@@ -37,10 +37,12 @@ typedef uint16_t VecH __attribute__((vector_size(kVectorBytes / 2)));
 template <class A> struct VecOf { using type = VecF; };
 template <> struct VecOf<double> { using type = VecD; };
 template <class A> using Vec = typename VecOf<A>::type;             // A: float or double
+template <> struct ScalarOf<VecF> { using type = float; };
+template <> struct ScalarOf<VecD> { using type = double; };
 template <class A> constexpr int64_t kLanes = kVectorBytes / int64_t(sizeof(A));
 
-inline VecF splat(float x) { return VecF{} + x; }
-inline VecD splat(double x) { return VecD{} + x; }
+inline VecF splat(float x) { return x - VecF{}; }   // x - 0 is x, and a plain broadcast; 0 + x is not (-0)
+inline VecD splat(double x) { return x - VecD{}; }
 
 // ---- whole vectors, any alignment ---------------------------------------------------------------
 template <class V, class T>
