@@ -7,7 +7,7 @@ import pytest
 
 from pyfast.data import tokens
 from pyfast.data.tokens import END_OF_TEXT, load_tokens, read_tokenizer, window_starts, windows
-from tests.tiny_run import write_text
+from tests.small_fit import write_text
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,349 @@
+"""The training loop: it learns, it is the same every time, it survives what happens to runs."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pyfast import models
+from pyfast.train import LanguageModelling, TrainConfig, fit, loop, report
+from pyfast.train.progress import read_metrics
+from tests.small_fit import numbers, tiny_config, write_text
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of text, tokenised once for the whole module."""
+    folder = tmp_path_factory.mktemp("loop")
+    before = os.environ.get("PYFAST_CACHE")
+    os.environ["PYFAST_CACHE"] = str(folder / "cache")
+    threads = torch.get_num_threads()
+    yield write_text(folder / "text")
+    torch.set_num_threads(threads)
+    os.environ.pop("PYFAST_CACHE")
+    if before is not None:
+        os.environ["PYFAST_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Charts take most of the time of a tiny run; one test makes them."""
+    monkeypatch.setattr(report, "write", lambda run_dir: None)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fit_learns_and_leaves_a_hugging_face_directory(tmp_path, data, model_type, dtype):
+    transformers = pytest.importorskip("transformers")
+    run_dir = tmp_path / "run"
+    settings = {"model_model_type": model_type, "run_dtype": dtype, "run_steps": 25}
+    result = fit(tiny_config(data, run_dir, **settings))
+    assert result.step == 25
+    first = result.history[0]["eval/loss"]
+    assert result.val_loss < first - 2  # 5.6 for a uniform guess; 2.4 for the words' own entropy
+    assert result.val_loss == result.history[-1]["eval/loss"]
+    assert result.history == read_metrics(run_dir)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "run.json"} <= set(names(run_dir))
+    assert {"metrics.jsonl", "checkpoint-25"} <= set(names(run_dir))
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run_dir, dtype=torch.float32)
+    config = TrainConfig.load(run_dir / "run.json")
+    loss = LanguageModelling(config).validate(_Wrapped(theirs))["loss"]
+    assert loss == pytest.approx(result.val_loss, abs=1e-4 if dtype == "float32" else 0.02)
+    assert transformers.AutoTokenizer.from_pretrained(run_dir).eos_token == "<|endoftext|>"
+
+
+def test_fit_writes_the_report(tmp_path, data, monkeypatch):
+    monkeypatch.undo()
+    fit(tiny_config(data, tmp_path / "run", run_steps=1))
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+
+
+class _Wrapped(nn.Module):
+    """A transformers model with the one method that the task calls."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def loss(self, tokens, targets, reduction):
+        logits = self.model(tokens).logits
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction=reduction
+        )
+
+
+def test_fit_gives_the_same_bits_twice(tmp_path, data):
+    for name in ("a", "b"):
+        fit(tiny_config(data, tmp_path / name))
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    fit(tiny_config(data, tmp_path / "c", run_seed=1))
+    assert numbers(tmp_path / "a") != numbers(tmp_path / "c")
+
+
+def test_fit_killed_at_any_moment_resumes_to_the_same_bits(tmp_path, data):
+    settings = {
+        "gpt": {},
+        "llama": {
+            "model_model_type": "llama",
+            "run_dtype": "bfloat16",
+            "optim_accumulate": 2,
+            "run_patience": 3,
+        },
+    }
+    for name, values in settings.items():
+        fit(tiny_config(data, tmp_path / name, **values))
+    draw = random.Random()  # other moments every time: none may fail
+    kills = [("file operation", n) for n in draw.sample(range(1, 70), 6)]
+    kills += [("second", draw.uniform(0.0, 0.4)) for _ in range(2)]
+    kinds = [draw.choice(list(settings)) for _ in kills]
+    entries = [
+        {"at": at, "point": point, "settings": settings[kind]}
+        for (at, point), kind in zip(kills, kinds, strict=True)
+    ]
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "killed_run.py", data, tmp_path / "killed"],
+        input=json.dumps(entries),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, (entries, done.stderr[-3000:])
+    assert int(done.stdout) > 0
+    for number, kind in enumerate(kinds):
+        run_dir = tmp_path / "killed" / str(number)
+        assert numbers(run_dir) == numbers(tmp_path / kind), entries[number]
+        assert names(run_dir) == names(tmp_path / kind), entries[number]
+
+
+def test_fit_resumes_where_it_was_interrupted(tmp_path, data, monkeypatch):
+    """Ctrl-C saves, says how to go on, and cuts no step in two."""
+    fit(tiny_config(data, tmp_path / "whole"))
+    monkeypatch.setattr(LanguageModelling, "batch", _signalling(LanguageModelling.batch, at=6))
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 7; continue with run\.resume"):
+        fit(tiny_config(data, tmp_path / "cut"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert "checkpoint-7" in names(tmp_path / "cut")
+    monkeypatch.undo()
+    fit(tiny_config(data, tmp_path / "cut", run_resume=True))
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+
+
+def _signalling(batch, at):
+    def batch_and_signal(task, step):
+        if step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(task, step)
+
+    return batch_and_signal
+
+
+def test_fit_resume_of_a_finished_run_changes_nothing(tmp_path, data):
+    first = fit(tiny_config(data, tmp_path / "run"))
+    second = fit(tiny_config(data, tmp_path / "run", run_resume=True))
+    assert (first.step, first.val_loss) == (second.step, second.val_loss)
+    assert first.history == second.history
+
+
+def test_fit_resume_can_lengthen_a_run(tmp_path, data):
+    fit(tiny_config(data, tmp_path / "run"))
+    result = fit(tiny_config(data, tmp_path / "run", run_resume=True, run_steps=15))
+    assert [record["step"] for record in result.history] == list(range(16))
+
+
+def test_fit_resume_refuses_other_settings_and_other_data(tmp_path, data):
+    fit(tiny_config(data, tmp_path / "run", run_steps=4))
+    with pytest.raises(
+        ValueError, match=r"optim\.lr must be 0\.01 as when the run began; got 0\.1"
+    ):
+        fit(tiny_config(data, tmp_path / "run", run_resume=True, optim_lr=0.1))
+    moved = write_text(tmp_path / "text")
+    fit(tiny_config(moved, tmp_path / "other", run_steps=4))
+    (moved / "0.txt").write_text("something else")
+    with pytest.raises(ValueError, match="data must be what the run began with"):
+        fit(tiny_config(moved, tmp_path / "other", run_resume=True))
+
+
+def test_fit_refuses_to_overwrite_and_to_resume_nothing(tmp_path, data, monkeypatch):
+    fit(tiny_config(data, tmp_path / "run", run_steps=1))
+    with pytest.raises(ValueError, match=r"run\.dir must be a new directory; got .*run, which"):
+        fit(tiny_config(data, tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"run\.dir must hold a run to resume; got .*none without"):
+        fit(tiny_config(data, tmp_path / "none", run_resume=True))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"must be given to resume; got no runs/train-\* here"):
+        fit(tiny_config(data, None, run_resume=True))
+
+
+def test_fit_numbers_new_runs_and_resumes_the_newest(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        result = fit(tiny_config(data, None, run_steps=1))
+        assert result.run_dir == Path(f"runs/train-00{number}")
+    result = fit(tiny_config(data, None, run_steps=2, run_resume=True))
+    assert (result.run_dir, result.step) == (Path("runs/train-002"), 2)
+
+
+def test_fit_accumulation_equals_the_large_batch(tmp_path, data):
+    fit(tiny_config(data, tmp_path / "whole", optim_batch_size=8, run_steps=5))
+    fit(tiny_config(data, tmp_path / "parts", optim_accumulate=4, optim_batch_size=2, run_steps=5))
+    pairs = zip(numbers(tmp_path / "whole")[1:], numbers(tmp_path / "parts")[1:], strict=True)
+    for whole, parts in pairs:
+        assert parts["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-5)
+        assert parts["train/grad_norm"] == pytest.approx(whole["train/grad_norm"], rel=1e-4)
+
+
+class _Uneven(LanguageModelling):
+    """Every second batch counts only its first three targets."""
+
+    def batch(self, step):
+        batch = super().batch(step)
+        if step % 2:
+            batch["targets"].view(-1)[3:] = -100
+        return batch
+
+    def loss(self, model, batch):
+        targets = batch["targets"]
+        return model.loss(batch["tokens"], targets, "sum"), int((targets != -100).sum())
+
+
+def test_fit_accumulation_weighs_terms_not_batches(tmp_path, data):
+    config = tiny_config(data, tmp_path / "run", optim_accumulate=2, run_steps=1)
+    task = _Uneven(config)
+    torch.manual_seed(config.run.seed)
+    model = task.build_model()
+    sums, counts = zip(*(task.loss(model, task.batch(step)) for step in (0, 1)), strict=True)
+    loss = sum(sums) / sum(counts)
+    loss.backward()
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    record = fit(config, _Uneven(config)).history[1]
+    assert record["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert record["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_fit_freezes_by_pattern(tmp_path, data):
+    config = tiny_config(data, tmp_path / "run", model_freeze=["transformer.h.0.*"], run_steps=3)
+    torch.manual_seed(config.run.seed)
+    before = LanguageModelling(config).build_model().state_dict()
+    fit(config)
+    after = models.load(tmp_path / "run").state_dict()
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]) == name.startswith("transformer.h.0."), name
+
+
+def test_fit_all_but_head_trains_the_head_only(tmp_path, data):
+    fit(tiny_config(data, tmp_path / "base", run_steps=2))
+    settings = {"model_init_from": str(tmp_path / "base"), "model_freeze": ["all_but_head"]}
+    fit(tiny_config(data, tmp_path / "run", run_steps=2, **settings))
+    before = models.load(tmp_path / "base").state_dict()
+    after = models.load(tmp_path / "run").state_dict()
+    changed = [name for name in after if not torch.equal(after[name], before[name])]
+    assert changed == ["transformer.wte.weight"]  # the head is tied to it
+
+
+@pytest.mark.parametrize("patterns", [["*"], ["nothing.*"]])
+def test_fit_refuses_to_freeze_everything_or_nothing(tmp_path, data, patterns):
+    with pytest.raises(ValueError, match=r"model\.freeze must"):
+        fit(tiny_config(data, tmp_path / "run", model_freeze=patterns))
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_init_from_starts_where_the_other_run_ended(tmp_path, data):
+    first = fit(tiny_config(data, tmp_path / "base", run_steps=10))
+    settings = {"model_init_from": str(tmp_path / "base"), "run_steps": 1}
+    second = fit(tiny_config(data, tmp_path / "more", **settings))
+    assert second.history[0]["eval/loss"] == pytest.approx(first.val_loss, rel=1e-6)
+
+
+def test_fit_patience_stops_and_keeps_the_best(tmp_path, data, monkeypatch):
+    losses = iter([5.0, 4.0, 3.0, 3.5, 3.1, 9.0])
+    monkeypatch.setattr(LanguageModelling, "validate", lambda *_: {"loss": next(losses)})
+    settings = {"run_patience": 2, "run_val_every": 2, "run_keep_last": 1, "run_steps": 100}
+    result = fit(tiny_config(data, tmp_path / "run", run_save_every=1, **settings))
+    assert result.history[-1]["step"] == 8
+    assert (result.step, result.val_loss) == (4, 3.0)
+    kept = (tmp_path / "run" / "checkpoint-4" / "model.safetensors").read_bytes()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
+
+
+def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path, data, monkeypatch):
+    loss = LanguageModelling.loss
+
+    def broken(task, model, batch):
+        total, count = loss(task, model, batch)
+        return total * (float("nan") if model.training and broken.calls == 6 else 1.0), count
+
+    def counting(task, model, batch):
+        broken.calls += model.training
+        return broken(task, model, batch)
+
+    broken.calls = 0
+    monkeypatch.setattr(LanguageModelling, "loss", counting)
+    with pytest.raises(RuntimeError) as error:
+        fit(tiny_config(data, tmp_path / "run"))
+    sentence = "train: loss must be finite; got nan at step 6; lower optim.lr"
+    assert str(error.value) == f"{sentence} (checkpoint-4 is from before)"
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [0, 1, 2, 3, 4, 5]
+
+
+def test_fit_full_disk_while_logging_is_one_sentence(tmp_path, data, monkeypatch):
+    class Full:
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self):
+            pass
+
+    batch = LanguageModelling.batch
+
+    def fill(task, step):
+        if step == 5:
+            fill.disk()
+        return batch(task, step)
+
+    class Metrics(loop.Metrics):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            fill.disk = lambda: setattr(self, "_file", Full())
+
+    monkeypatch.setattr(loop, "Metrics", Metrics)
+    monkeypatch.setattr(LanguageModelling, "batch", fill)
+    with pytest.raises(RuntimeError, match=r"metrics\.jsonl must be writable; got No space left"):
+        fit(tiny_config(data, tmp_path / "run"))
+    monkeypatch.undo()
+    fit(tiny_config(data, tmp_path / "run", run_resume=True))
+    fit(tiny_config(data, tmp_path / "whole"))
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
+def test_fit_shortens_a_run_that_does_not_fit_its_time(tmp_path, data):
+    result = fit(tiny_config(data, tmp_path / "run", run_steps=10**6, run_max_seconds=1.0))
+    assert 10 <= result.step < 1000
+    config = tiny_config(data, tmp_path / "run")
+    end = config.optim.lr * config.optim.min_lr_ratio
+    assert result.history[-1]["train/lr"] == pytest.approx(end)  # the schedule reached its end
+    assert "eval/loss" in result.history[-1]
+
+
+def test_fit_leaves_no_directory_when_the_configuration_cannot_work(tmp_path, data):
+    for settings in ({"model_n_head": 5}, {"model_context_length": 10**6}, {"run_device": "tpu"}):
+        with pytest.raises(ValueError):
+            fit(tiny_config(data, tmp_path / "run", **settings))
+        assert not (tmp_path / "run").exists()
