@@ -34,7 +34,8 @@ class BuildKernels(build_ext):
     """Hand the one extension to pyfast/build.py."""
 
     def build_extension(self, ext: Extension) -> None:
-        objects = ROOT / "build" / "objects" if self.inplace else Path(self.build_temp, "objects")
+        in_place = self.inplace or self.editable_mode  # share the objects of python -m pyfast.build
+        objects = ROOT / "build" / "objects" if in_place else Path(self.build_temp, "objects")
         try:
             builder.build(Path(self.get_ext_fullpath(ext.name)), objects)
         except RuntimeError as error:
