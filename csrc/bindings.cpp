@@ -21,7 +21,8 @@ STABLE_TORCH_LIBRARY(pyfast, m) {
         "Tensor up, str act, bool need_x, bool need_weight, bool need_bias) -> (Tensor grad_x, "
         "Tensor grad_gate_weight, Tensor grad_up_weight, Tensor grad_gate_bias, Tensor grad_up_bias)");
 
-  // loss and lse are per row, float32 (float64 for float64 logits); the door reduces.
+  // loss is per row, float32 (float64 for float64 logits), and the door reduces. lse [rows, 2] is
+  // log(sum(exp(x))) as the maximum and the logarithm of the sum of exp(x - maximum): their sum would lose digits.
   m.def("cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing) -> "
         "(Tensor loss, Tensor lse)");
   m.def("cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, "

@@ -1,0 +1,67 @@
+#include "metal/cross_entropy.h"
+
+#include "huge_pages.h"
+#include "targets.h"
+
+namespace pyfast {
+namespace {
+
+constexpr const char* kOp = "cross_entropy";
+
+// Logits as the kernels read them: columns side by side, rows anywhere.
+Tensor with_adjacent_columns(const Tensor& logits) {
+  return logits.size(1) <= 1 || logits.stride(1) == 1 ? logits : torch::stable::contiguous(logits);
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& logits, const Tensor& target, std::optional<Tensor> weight,
+                                             int64_t ignore_index, double label_smoothing) {
+  expect_rank(kOp, "logits", logits, 2);
+  const int64_t rows = logits.size(0), cols = logits.size(1);
+  const DType dtype = dtype_of(kOp, "logits", logits);
+  const ScalarType wide = accumulator_type(logits);
+  const Tensor classes = checked_targets(kOp, target, rows), in = with_adjacent_columns(logits);
+  check_class_weight(kOp, weight, cols, wide);
+  Tensor loss = empty({rows}, wide), lse = empty({rows, 2}, wide);
+  int64_t bad_row = rows;
+  const CrossEntropyArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(),
+                              static_cast<const int64_t*>(classes.const_data_ptr()), pointer(weight), ignore_index,
+                              label_smoothing, loss.mutable_data_ptr(), lse.mutable_data_ptr(), &bad_row};
+  dispatch_isa([&](auto isa) { cross_entropy<decltype(isa)::value>(args); });
+  expect_targets_in_range(kOp, classes, rows, bad_row, cols, ignore_index);
+  return {loss, lse};
+}
+
+Tensor cross_entropy_backward_cpu(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
+                                  std::optional<Tensor> weight, const Tensor& lse, int64_t ignore_index,
+                                  double label_smoothing) {
+  expect_rank(kOp, "logits", logits, 2);
+  const int64_t rows = logits.size(0), cols = logits.size(1);
+  const DType dtype = dtype_of(kOp, "logits", logits);
+  const ScalarType wide = accumulator_type(logits);
+  const Tensor classes = checked_targets(kOp, target, rows), in = with_adjacent_columns(logits);
+  check_class_weight(kOp, weight, cols, wide);
+  expect_sizes(kOp, "grad_loss", grad_loss, {rows});
+  expect_scalar_type(kOp, "grad_loss", grad_loss, wide);
+  expect_sizes(kOp, "lse", lse, {rows, 2});
+  expect_scalar_type(kOp, "lse", lse, wide);
+  const Tensor sums = as_contiguous(lse);
+  Tensor dx = empty({rows, cols}, logits.scalar_type());
+  advise_huge_pages(dx.mutable_data_ptr(), size_t(rows * cols * size_of(dtype)));
+  int64_t bad_row = rows;
+  const CrossEntropyBackwardArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(),
+                                      static_cast<const int64_t*>(classes.const_data_ptr()), pointer(weight),
+                                      ignore_index, label_smoothing, grad_loss.const_data_ptr(), grad_loss.stride(0),
+                                      sums.const_data_ptr(), dx.mutable_data_ptr(),
+                                      &bad_row};
+  dispatch_isa([&](auto isa) { cross_entropy_backward<decltype(isa)::value>(args); });
+  expect_targets_in_range(kOp, classes, rows, bad_row, cols, ignore_index);
+  return dx;
+}
+
+}  // namespace
+}  // namespace pyfast
+
+STABLE_TORCH_LIBRARY_IMPL(pyfast, CPU, m) {
+  m.impl("cross_entropy", TORCH_BOX(&pyfast::cross_entropy_cpu));
+  m.impl("cross_entropy_backward", TORCH_BOX(&pyfast::cross_entropy_backward_cpu));
+}

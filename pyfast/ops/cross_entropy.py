@@ -1,0 +1,167 @@
+"""Cross entropy of logits and class indices: one read forward, one read and one write backward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast import backend, reference
+from pyfast.ops.checks import (
+    FLOATS,
+    expect,
+    expect_device,
+    expect_float,
+    expect_shape,
+    expect_type,
+)
+from pyfast.ops.register import below_autograd, differentiable, register_fake
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`F.cross_entropy` for class indices: log(sum(exp(input))) - input[target] of each row.
+
+    Args:
+        input: logits [V], [N, V] or [N, V, d1, ...], float32, bfloat16, float16 or float64; any
+            strides (rows whose V logits are side by side in memory are read in place).
+        target: class indices [], [N] or [N, d1, ...], int64 (or uint8), in [0, V) or
+            `ignore_index`.
+        weight: a weight per class [V], the dtype of `input` or float32; takes no gradient.
+        ignore_index: the target of rows that do not count: no loss, a gradient of zeros.
+        reduction: "mean" (weighted by the class weights of the targets; nan if none counts), "sum"
+            or "none".
+        label_smoothing: the part of the target, in [0, 1], spread evenly over all classes.
+        dtype: dtype of the loss, by default that of `input` (under autocast float32, as in torch);
+            sums are kept in float32, or float64 for float64.
+
+    Returns:
+        A scalar; with reduction "none" the loss of each row, in the shape of `target`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a shape, a value, a dtype or a device does not fit.
+    """
+    check_targets("cross_entropy", input, target, weight, reduction, label_smoothing, dtype)
+    target = target.long()
+    if backend.uses_reference("cross_entropy", input.device.type):
+        return reference.cross_entropy(
+            input,
+            target,
+            None if weight is None else weight.to(input.dtype),
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            dtype=dtype,
+        )
+    logits, flat = input, target
+    if input.dim() == 1:
+        logits, flat = input.unsqueeze(0), target.unsqueeze(0)  # [1, V], [1]
+    elif input.dim() > 2:
+        logits, flat = input.movedim(1, -1).flatten(0, -2), target.flatten()  # [N * d1 * ..., V]
+    weight = in_accumulator_type(weight, input)
+    loss, _ = _cross_entropy(logits, flat, weight, ignore_index, label_smoothing)
+    if reduction == "mean":
+        loss = loss.sum() / counted(flat, weight, ignore_index)
+    elif reduction == "sum":
+        loss = loss.sum()
+    else:
+        loss = loss.reshape(target.shape)
+    return loss.to(loss_dtype(input, dtype))
+
+
+def check_targets(
+    op: str,
+    input: Any,
+    target: Any,
+    weight: Any,
+    reduction: str,
+    label_smoothing: float,
+    dtype: torch.dtype | None,
+    classes: Tensor | None = None,
+) -> None:
+    """Raise unless the arguments fit; `classes` [V, K]: logits are input [..., K] times it."""
+    expect_float(op, "input", input)
+    expect(input.dim() >= 1, op, "input", "have at least 1 dimension", list(input.shape))
+    expect_type(isinstance(target, Tensor), op, "target", "be a tensor", type(target).__name__)
+    remedy = "class probabilities are not supported" if target.is_floating_point() else ""
+    fits = target.dtype in (torch.int64, torch.uint8)
+    expect_type(fits, op, "target", "be int64 (or uint8)", target.dtype, remedy)
+    if classes is not None:
+        shape, count = input.shape[:-1], classes.shape[0]
+    else:
+        count = input.shape[min(1, input.dim() - 1)]
+        shape = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size()
+    expect_shape(op, "target", target, shape, f"{list(shape)}, to match input {list(input.shape)}")
+    expect_device(op, "target", target, input, "input")
+    if weight is not None:
+        expect_type(isinstance(weight, Tensor), op, "weight", "be a tensor", type(weight).__name__)
+        fits = weight.dtype in (input.dtype, torch.float32)
+        expect_type(fits, op, "weight", f"be {input.dtype} or float32", weight.dtype)
+        expect_shape(op, "weight", weight, (count,), f"[V={count}]")
+        expect_device(op, "weight", weight, input, "input")
+        expect(not weight.requires_grad, op, "weight", "not require a gradient", "one that does")
+    known = f"be one of {', '.join(REDUCTIONS)}"
+    expect(reduction in REDUCTIONS, op, "reduction", known, repr(reduction))
+    expect(0 <= label_smoothing <= 1, op, "label_smoothing", "be in [0, 1]", label_smoothing)
+    expect_type(dtype is None or dtype in FLOATS, op, "dtype", "be a floating-point dtype", dtype)
+
+
+def in_accumulator_type(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    """`tensor` in the dtype of sums over `like`: float64 for float64, float32 for the others."""
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return None if tensor is None else tensor.to(wide)
+
+
+def counted(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What "mean" divides by: how many targets [N] count, or the sum of their class weights."""
+    counts = target != ignore_index
+    if weight is None:
+        return counts.sum()
+    return (weight.index_select(0, target.where(counts, 0)) * counts).sum()
+
+
+def loss_dtype(input: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype asked for, else that of `input`; under autocast float32, as in torch."""
+    if dtype is not None:
+        return dtype
+    narrow = input.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if narrow and torch.is_autocast_enabled(input.device.type) else input.dtype
+
+
+def _fake(
+    logits: Tensor, target: Any, weight: Any, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    rows = logits.shape[0]
+    return logits.new_empty(rows, dtype=wide), logits.new_empty((rows, 2), dtype=wide)
+
+
+def _backward_fake(grad_loss: Any, logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    logits, target, weight, ctx.ignore_index, ctx.label_smoothing = inputs
+    ctx.save_for_backward(logits, target, weight, output[1])
+
+
+def _gradients(ctx: Any, grad_loss: Tensor, _: Any) -> tuple:
+    logits, target, weight, lse = ctx.saved_tensors
+    modes = (ctx.ignore_index, ctx.label_smoothing)
+    grad = _cross_entropy_backward(grad_loss, logits, target, weight, lse, *modes)
+    return grad, None, None, None, None
+
+
+register_fake("cross_entropy", _fake)
+register_fake("cross_entropy_backward", _backward_fake)
+_cross_entropy_backward = below_autograd("cross_entropy_backward")
+_cross_entropy = differentiable("cross_entropy", _setup, _gradients, statistics=(1,))
