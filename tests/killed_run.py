@@ -2,7 +2,8 @@
 
 Each entry is {"at": "file operation" or "second", "point": number, "settings": {...}}; run number i
 lives in FOLDER/i. Every run is killed at its point, then resumed to its end. One process imports
-torch and forks before it computes anything, so that a run costs tenths of a second.
+everything and forks for each session, which then costs tenths of a second; it computes on one
+thread, because others would not survive the fork.
 """
 
 import json
@@ -21,6 +22,7 @@ CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncat
 def main() -> None:
     data, folder = map(Path, sys.argv[1:])
     report.write = lambda run_dir: None  # charts take longer than the run
+    fit(tiny_config(data, folder / "imports", run_steps=1))  # also what is imported late
     killed = 0
     for number, entry in enumerate(json.load(sys.stdin)):
         run_dir = folder / str(number)

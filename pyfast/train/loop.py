@@ -219,9 +219,15 @@ class _Loop:
         return shortened
 
     def _save(self) -> None:
-        if self.saved_step == self.step:
-            return
-        state = {
+        """Have a checkpoint of this step, and no more of the others than were asked for."""
+        if self.saved_step != self.step:
+            checkpoint.save(self.run_dir, self.step, self.model, self.optimizer, self._state())
+            self.saved_step = self.step
+        keep_step = self.best_step if self.config.run.patience is not None else None
+        checkpoint.prune(self.run_dir, self.config.run.keep_last, keep_step)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "next_batch": self.step * self.config.optim.accumulate,
             "fingerprint": self.task.fingerprint,
             "steps": self.config.run.steps,
@@ -231,10 +237,6 @@ class _Loop:
             "best_step": self.best_step,
             "bad_validations": self.bad_validations,
         }
-        checkpoint.save(self.run_dir, self.step, self.model, self.optimizer, state)
-        self.saved_step = self.step
-        keep_step = self.best_step if self.config.run.patience is not None else None
-        checkpoint.prune(self.run_dir, self.config.run.keep_last, keep_step)
 
     def _restore(self) -> list[str]:
         """Load the newest whole checkpoint, if there is one; returns what there is to say."""
