@@ -137,7 +137,8 @@ class Step {
   void* written(const Tensor& t) {
     if (t.is_contiguous()) return t.mutable_data_ptr();
     // An alias that autograd does not know, to be written back to.
-    const Tensor alias = torch::stable::from_blob(t.mutable_data_ptr(), t.sizes(), t.strides(), t.device(), t.scalar_type());
+    const Tensor alias =
+        torch::stable::from_blob(t.mutable_data_ptr(), t.sizes(), t.strides(), t.device(), t.scalar_type());
     copies_.emplace_back(alias, torch::stable::contiguous(alias));
     return copies_.back().second.mutable_data_ptr();
   }

@@ -14,6 +14,14 @@ struct NormGradients {
   Tensor grad_x, grad_weight, grad_bias;
 };
 
+// The dtype of weight and bias: that of x, or float32 beside a 16-bit x, as under autocast.
+inline ScalarType affine_type(const char* op, const Tensor& x, const std::optional<Tensor>& weight) {
+  if (!weight || (weight->scalar_type() == ScalarType::Float && accumulator_type(x) == ScalarType::Float))
+    return weight ? ScalarType::Float : x.scalar_type();
+  expect_same_dtype(op, "weight", *weight, x);
+  return x.scalar_type();
+}
+
 // kernel(isa, args) calls the metal; `centred` asks for the mean too.
 template <class Kernel>
 NormOutputs norm_forward(const char* op, const Tensor& x, std::optional<Tensor> residual, std::optional<Tensor> weight,
@@ -21,21 +29,22 @@ NormOutputs norm_forward(const char* op, const Tensor& x, std::optional<Tensor> 
   expect_rank(op, "x", x, 2);
   const int64_t rows = x.size(0), cols = x.size(1);
   const DType dtype = dtype_of(op, "x", x);
-  const auto prepare = [&](const char* name, std::optional<Tensor>& t, const Sizes& sizes) {
+  const ScalarType type = x.scalar_type(), wide = accumulator_type(x), affine = affine_type(op, x, weight);
+  const auto prepare = [&](const char* name, std::optional<Tensor>& t, const Sizes& sizes, ScalarType expected) {
     if (!t) return;
     expect_sizes(op, name, *t, sizes);
-    expect_same_dtype(op, name, *t, x);
+    expect_scalar_type(op, name, *t, expected);
     t = as_contiguous(*t);
   };
-  prepare("residual", residual, {rows, cols});
-  prepare("weight", weight, {cols});
-  prepare("bias", bias, {cols});
+  prepare("residual", residual, {rows, cols}, type);
+  prepare("weight", weight, {cols}, affine);
+  prepare("bias", bias, {cols}, affine);
   const Tensor in = as_contiguous(x);
-  const ScalarType wide = accumulator_type(x);
-  NormOutputs made{empty({rows, cols}, x.scalar_type()), residual ? empty({rows, cols}, x.scalar_type()) : none_like(x),
+  NormOutputs made{empty({rows, cols}, type), residual ? empty({rows, cols}, type) : none_like(x),
                    empty({centred ? rows : 0}, wide), empty({rows}, wide)};
-  const NormArgs args{dtype, rows, cols, eps, in.const_data_ptr(), pointer(residual), pointer(weight), pointer(bias),
-                      made.out.mutable_data_ptr(), made.sum.mutable_data_ptr(), made.mean.mutable_data_ptr(),
+  const DType affine_dtype = affine == type ? dtype : DType::float32;
+  const NormArgs args{dtype, affine_dtype, rows, cols, eps, in.const_data_ptr(),
+                      pointer(residual), pointer(weight), pointer(bias), made.out.mutable_data_ptr(), made.sum.mutable_data_ptr(), made.mean.mutable_data_ptr(),
                       made.rstd.mutable_data_ptr()};
   if (rows > 0 && cols > 0) dispatch_isa([&](auto isa) { kernel(isa, args); });
   return made;
@@ -48,7 +57,7 @@ NormGradients norm_gradients(const char* op, const Tensor& grad_out, std::option
   expect_rank(op, "x", x, 2);
   const int64_t rows = x.size(0), cols = x.size(1);
   const DType dtype = dtype_of(op, "x", x);
-  const ScalarType type = x.scalar_type(), wide = accumulator_type(x);
+  const ScalarType type = x.scalar_type(), wide = accumulator_type(x), affine = affine_type(op, x, weight);
   const auto checked = [&](const char* name, const Tensor& t, const Sizes& sizes, ScalarType expected) {
     expect_sizes(op, name, t, sizes);
     expect_scalar_type(op, name, t, expected);
@@ -57,12 +66,14 @@ NormGradients norm_gradients(const char* op, const Tensor& grad_out, std::option
   const Tensor dy = checked("grad_out", grad_out, {rows, cols}, type), in = as_contiguous(x);
   const Tensor scale = checked("rstd", rstd, {rows}, wide), mu = mean ? checked("mean", *mean, {rows}, wide) : scale;
   if (grad_sum) grad_sum = checked("grad_sum", *grad_sum, {rows, cols}, type);
-  if (weight) weight = checked("weight", *weight, {cols}, type);
+  if (weight) weight = checked("weight", *weight, {cols}, affine);
   const bool partials = need_weight || need_bias;
   Tensor partial = partials ? empty({norm_partials(rows), 2, cols}, wide) : empty({0}, wide);
-  NormGradients made{empty({rows, cols}, type), empty({need_weight ? cols : 0}, type), empty({need_bias ? cols : 0}, type)};
-  const NormBackwardArgs args{dtype, rows, cols, dy.const_data_ptr(), pointer(grad_sum), in.const_data_ptr(),
-                              mu.const_data_ptr(), scale.const_data_ptr(), pointer(weight),
+  NormGradients made{empty({rows, cols}, type), empty({need_weight ? cols : 0}, affine),
+                     empty({need_bias ? cols : 0}, affine)};
+  const DType affine_dtype = affine == type ? dtype : DType::float32;
+  const NormBackwardArgs args{dtype, affine_dtype, rows, cols, dy.const_data_ptr(), pointer(grad_sum),
+                              in.const_data_ptr(), mu.const_data_ptr(), scale.const_data_ptr(), pointer(weight),
                               made.grad_x.mutable_data_ptr(),
                               need_weight ? made.grad_weight.mutable_data_ptr() : nullptr,
                               need_bias ? made.grad_bias.mutable_data_ptr() : nullptr,

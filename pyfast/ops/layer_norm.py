@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfast import backend, reference
-from pyfast.ops.checks import expect, expect_float, expect_like, expect_shape
+from pyfast.ops.checks import expect, expect_device, expect_float, expect_like, expect_shape
 from pyfast.ops.register import below_autograd, differentiable, register_fake
 
 
@@ -26,7 +26,7 @@ def layer_norm(
     Args:
         input: [..., *normalized_shape], float32, bfloat16, float16 or float64; any strides.
         normalized_shape: the trailing dimensions to normalise over, or one size.
-        weight, bias: [*normalized_shape], the dtype of `input`.
+        weight, bias: [*normalized_shape], the dtype of `input`, or float32 beside a 16-bit one.
         residual: the shape of `input`; added before normalising.
 
     Returns:
@@ -35,6 +35,7 @@ def layer_norm(
     Raises:
         ValueError, TypeError, RuntimeError: a shape, a dtype or a device does not fit.
     """
+    input, residual = promoted(input, residual)
     shape = parse_norm(
         "layer_norm", input, normalized_shape, eps, residual, weight=weight, bias=bias
     )
@@ -66,14 +67,37 @@ def parse_norm(
     fits = 0 < len(shape) <= input.dim() and tuple(input.shape[-len(shape) :]) == shape
     expect(fits, op, "input", f"end in normalized_shape {list(shape)}", list(input.shape))
     expect(eps >= 0, op, "eps", "be at least 0", eps)
+    weight = affine["weight"]
     for name, tensor in affine.items():
-        if tensor is not None:
-            expect_like(op, name, tensor, input, "input")
-            expect_shape(op, name, tensor, shape, f"{list(shape)}")
+        if tensor is None:
+            continue
+        if name == "weight":
+            expect_affine(op, tensor, input)
+        else:
+            like = (input, "input") if weight is None else (weight, "weight")
+            expect_like(op, name, tensor, *like)
+        expect_shape(op, name, tensor, shape, f"{list(shape)}")
     if residual is not None:
         expect_like(op, "residual", residual, input, "input")
         expect_shape(op, "residual", residual, input.shape, f"{list(input.shape)}, as input")
     return shape
+
+
+def promoted(input: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Under autocast the wider of the two dtypes, as `input + residual` would have it."""
+    if not (isinstance(input, Tensor) and isinstance(residual, Tensor)):
+        return input, residual
+    if input.dtype == residual.dtype or not torch.is_autocast_enabled(input.device.type):
+        return input, residual
+    wide = torch.promote_types(input.dtype, residual.dtype)
+    return input.to(wide), residual.to(wide)
+
+
+def expect_affine(op: str, weight: Any, input: Tensor) -> None:
+    """A weight of the dtype of `input`, or float32 beside a 16-bit one, as under autocast."""
+    if not (isinstance(weight, Tensor) and weight.dtype == torch.float32 and input.itemsize == 2):
+        expect_like(op, "weight", weight, input, "input")
+    expect_device(op, "weight", weight, input, "input")
 
 
 def rows_of(input: Tensor, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -93,7 +117,8 @@ def _backward_fake(
 ) -> tuple[Tensor, ...]:
     need_weight, need_bias = need
     cols = x.shape[1:]
-    sums = (x.new_empty(cols if need_weight else 0), x.new_empty(cols if need_bias else 0))
+    like = x if weight is None else weight
+    sums = (like.new_empty(cols if need_weight else 0), like.new_empty(cols if need_bias else 0))
     return x.new_empty(x.shape), *sums
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyfast import backend, reference
-from pyfast.ops.layer_norm import parse_norm, rows_of
+from pyfast.ops.layer_norm import parse_norm, promoted, rows_of
 from pyfast.ops.register import below_autograd, differentiable, register_fake
 
 
@@ -24,7 +24,7 @@ def rms_norm(
     Args:
         input: [..., *normalized_shape], float32, bfloat16, float16 or float64; any strides.
         normalized_shape: the trailing dimensions to normalise over, or one size.
-        weight: [*normalized_shape], the dtype of `input`.
+        weight: [*normalized_shape], the dtype of `input`, or float32 beside a 16-bit one.
         eps: None means the spacing of the numbers the sums are kept in, as in torch: that of
             float32, or of float64 for float64 input.
         residual: the shape of `input`; added before normalising.
@@ -35,6 +35,7 @@ def rms_norm(
     Raises:
         ValueError, TypeError, RuntimeError: a shape, a dtype or a device does not fit.
     """
+    input, residual = promoted(input, residual)
     shape = parse_norm(
         "rms_norm", input, normalized_shape, 0.0 if eps is None else eps, residual, weight=weight
     )
@@ -64,7 +65,8 @@ def _fake(x: Tensor, residual: Any, weight: Any, eps: float) -> tuple[Tensor, ..
 def _backward_fake(
     grad_out: Tensor, grad_sum: Any, x: Tensor, rstd: Any, weight: Any, need_weight: bool
 ) -> tuple[Tensor, ...]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[1:] if need_weight else 0)
+    like = x if weight is None else weight
+    return x.new_empty(x.shape), like.new_empty(x.shape[1:] if need_weight else 0)
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -118,12 +118,14 @@ template <>
 double adamw_step<kIsa>(const AdamWArgs& a) {
   const double scale = __builtin_fabs(a.grad_scale);
   const auto update_all = [&](double clip) {
-    return sum_chunks(a, [&](const AdamWTensor& t, int64_t begin, int64_t n) { return update_part(a, t, clip, begin, n); });
+    return sum_chunks(
+        a, [&](const AdamWTensor& t, int64_t begin, int64_t n) { return update_part(a, t, clip, begin, n); });
   };
   if (a.max_norm == __builtin_inf()) return __builtin_sqrt(update_all(1.)) * scale;
   const double norm = scale * __builtin_sqrt(sum_chunks(a, [](const AdamWTensor& t, int64_t begin, int64_t n) {
     double sum = 0;
-    dispatch_dtype(t.grad_dtype, [&](auto tag) { sum = sum_of_squares<typename decltype(tag)::type>(t.grad, begin, n); });
+    dispatch_dtype(
+        t.grad_dtype, [&](auto tag) { sum = sum_of_squares<typename decltype(tag)::type>(t.grad, begin, n); });
     return sum;
   }));
   const double clip = a.max_norm / (norm + 1e-6);   // torch.nn.utils.clip_grad_norm_'s; a NaN norm gives NaN

@@ -7,7 +7,7 @@
 namespace pyfast {
 
 struct NormArgs {
-  DType dtype;
+  DType dtype, affine_dtype;   // of x, and of weight and bias: the same or float32
   int64_t rows, cols;
   double eps;
   const void *x, *residual, *weight, *bias;
@@ -16,7 +16,7 @@ struct NormArgs {
 };
 
 struct NormBackwardArgs {
-  DType dtype;
+  DType dtype, affine_dtype;
   int64_t rows, cols;
   const void *grad_out, *grad_sum, *x, *mean, *rstd, *weight;
   void *grad_x, *grad_weight, *grad_bias;

@@ -29,6 +29,16 @@ inline A sum_of(const Vec<A> (&sums)[kSums]) {
   return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+// weight or bias [n] in the accumulator type: in place, or converted once for many rows into this thread's scratch.
+template <class T, class A = acc_t<T>>
+inline const A* widened(const void* affine, bool is_wide, int64_t n, int slot) {
+  if (!affine || is_wide) return static_cast<const A*>(affine);
+  const T* narrow = static_cast<const T*>(affine);
+  A* wide = scratch<A>(slot, n);
+  sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(wide + i, lanes.load(narrow + i)); });
+  return wide;
+}
+
 // The row of x + residual (if any) as the accumulator type, and its sum (kCentre) or sum of squares.
 // What is normalised is the sum as stored, rounded to T. Returns where the row is: in `buffer`, or in place.
 template <bool kCentre, class T, class A>
@@ -55,7 +65,7 @@ inline const A* read_row(const NormArgs& a, int64_t at, A* buffer, A& total) {
 
 // Mean and variance by the two-pass formula: the difference of two large sums would lose the digits.
 template <bool kCentre, class T, class A = acc_t<T>>
-void norm_row(const NormArgs& a, int64_t row, A* buffer) {
+void norm_row(const NormArgs& a, int64_t row, A* buffer, const A* weight, const A* bias) {
   const int64_t n = a.cols, at = row * n;
   A total, mean = 0;
   const A* x = read_row<kCentre, T>(a, at, buffer, total);
@@ -70,7 +80,6 @@ void norm_row(const NormArgs& a, int64_t row, A* buffer) {
   }
   const A rstd = 1 / A(__builtin_sqrt(total / A(n) + A(a.eps)));
   static_cast<A*>(a.rstd)[row] = rstd;
-  const T *weight = static_cast<const T*>(a.weight), *bias = static_cast<const T*>(a.bias);
   T* out = static_cast<T*>(a.out) + at;
   const auto normalised = [&](auto lanes, int64_t i) {
     return kCentre ? (lanes.load(x + i) - mean) * rstd : lanes.load(x + i) * rstd;
@@ -96,10 +105,9 @@ struct RowGradient {
 
 // xhat = (x - mean) rstd, without mean in rms_norm; g = grad_out * weight.
 template <bool kCentre, class T, class A>
-inline RowGradient<A> row_gradient(const NormBackwardArgs& a, int64_t row) {
+inline RowGradient<A> row_gradient(const NormBackwardArgs& a, int64_t row, const A* weight) {
   const int64_t n = a.cols, at = row * n;
   const T *dy = static_cast<const T*>(a.grad_out) + at, *x = static_cast<const T*>(a.x) + at;
-  const T* weight = static_cast<const T*>(a.weight);
   const A mean = kCentre ? static_cast<const A*>(a.mean)[row] : 0, rstd = static_cast<const A*>(a.rstd)[row];
   Vec<A> g_sums[kSums] = {}, gx_sums[kSums] = {};
   sweep_sums<A>(n, [&](auto lanes, int64_t i, int k) {
@@ -113,12 +121,12 @@ inline RowGradient<A> row_gradient(const NormBackwardArgs& a, int64_t row) {
 // grad_x = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum (no mean(g) in rms_norm);
 // grad_weight += grad_out xhat; grad_bias += grad_out: for rows [first, first + kRows), a column at a time.
 template <bool kCentre, int kRows, class T, class A = acc_t<T>>
-void backward_rows(const NormBackwardArgs& a, int64_t first, A* dweight, A* dbias) {
+void backward_rows(const NormBackwardArgs& a, int64_t first, const A* weight, A* dweight, A* dbias) {
   const int64_t n = a.cols, at = first * n;
   RowGradient<A> rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = row_gradient<kCentre, T, A>(a, first + r);
+  for (int r = 0; r < kRows; ++r) rows[r] = row_gradient<kCentre, T, A>(a, first + r, weight);
   const T *dy = static_cast<const T*>(a.grad_out) + at, *x = static_cast<const T*>(a.x) + at;
-  const T *weight = static_cast<const T*>(a.weight), *dsum = static_cast<const T*>(a.grad_sum);
+  const T* dsum = static_cast<const T*>(a.grad_sum);
   T* dx = static_cast<T*>(a.grad_x) + at;
   sweep<A>(n, [&](auto lanes, int64_t i) {
     const Vec<A> w = weight ? lanes.load(weight + i) : splat(A(1));
@@ -156,9 +164,12 @@ template <bool kCentre>
 void norm(const NormArgs& a) {
   dispatch_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    using A = acc_t<T>;
     parallel_for(a.rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      acc_t<T>* buffer = sizeof(T) < sizeof(acc_t<T>) ? scratch<acc_t<T>>(0, a.cols) : nullptr;
-      for (int64_t row = begin; row < end; ++row) norm_row<kCentre, T>(a, row, buffer);
+      const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
+      A* buffer = sizeof(T) < sizeof(A) ? scratch<A>(0, a.cols) : nullptr;
+      const A *weight = widened<T>(a.weight, is_wide, a.cols, 1), *bias = widened<T>(a.bias, is_wide, a.cols, 2);
+      for (int64_t row = begin; row < end; ++row) norm_row<kCentre, T>(a, row, buffer, weight, bias);
     });
   });
 }
@@ -170,8 +181,10 @@ void norm_backward(const NormBackwardArgs& a) {
     using T = typename decltype(tag)::type;
     using A = acc_t<T>;
     const int64_t blocks = norm_partials(a.rows), n = a.cols;
+    const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
     A* partial = static_cast<A*>(a.partial);
     parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+      const A* weight = widened<T>(a.weight, is_wide, n, 0);
       for (int64_t block = begin; block < end; ++block) {
         A* own = partial ? partial + block * 2 * n : nullptr;
         if (own) __builtin_memset(own, 0, size_t(2 * n) * sizeof(A));
@@ -179,12 +192,13 @@ void norm_backward(const NormBackwardArgs& a) {
         const int64_t last = (block + 1) * a.rows / blocks;
         int64_t row = block * a.rows / blocks;
         for (; row + kRowsAtOnce <= last; row += kRowsAtOnce)
-          backward_rows<kCentre, kRowsAtOnce, T>(a, row, dweight, dbias);
-        for (; row < last; ++row) backward_rows<kCentre, 1, T>(a, row, dweight, dbias);
+          backward_rows<kCentre, kRowsAtOnce, T>(a, row, weight, dweight, dbias);
+        for (; row < last; ++row) backward_rows<kCentre, 1, T>(a, row, weight, dweight, dbias);
       }
     });
-    if (a.grad_weight) add_partials<T>(a.grad_weight, partial, blocks, n);
-    if (a.grad_bias) add_partials<T>(a.grad_bias, partial + n, blocks, n);
+    const auto add = is_wide ? add_partials<A> : add_partials<T>;
+    if (a.grad_weight) add(a.grad_weight, partial, blocks, n);
+    if (a.grad_bias) add(a.grad_bias, partial + n, blocks, n);
   });
 }
 
