@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyfast import models
+from pyfast.tolerance import assert_as_good_as_torch
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -69,12 +70,9 @@ def hugging_face(case: str, classes: int = 0, **extra):
     return model
 
 
-def assert_as_good(ours, theirs, truth) -> None:
-    """Our error against float64 is at most twice theirs, plus a few eps of the largest value."""
-    ours, theirs, truth = ours.detach(), theirs.detach(), truth.detach()
-    floor = 8 * torch.finfo(theirs.dtype).eps * float(truth.abs().max())
-    limit = 2 * float((theirs.double() - truth).abs().max()) + floor
-    assert float((ours.double() - truth).abs().max()) <= limit
+def assert_as_good(ours, theirs, truth, what: str = "logits") -> None:
+    """The tolerance rule; the floor covers sums over layers that transformers orders otherwise."""
+    assert_as_good_as_torch(what, ours.detach(), theirs.detach(), truth.detach(), eps_floor=8)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -98,7 +96,7 @@ def test_logits_loss_and_gradients_equal_transformers(case, tmp_path):
         results.append({"logits": logits.detach().clone(), "loss": loss.detach()} | grads)
     mine, torchs, truth = results
     for name in mine:
-        assert_as_good(mine[name], torchs[name], truth[name])
+        assert_as_good(mine[name], torchs[name], truth[name], name)
     assert mine["loss"].dtype == torch.float32
 
 

@@ -8,20 +8,13 @@ import torch.nn.functional as F
 
 import pyfast
 from pyfast import nn
+from pyfast.tolerance import assert_as_good_as_torch
 
 
 def twins(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
     """Give both the same parameters, by way of both directions of the state dict."""
     ours.load_state_dict(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
-
-
-def assert_as_good(ours, theirs, truth, what: str) -> None:
-    """Our error against float64 is at most twice torch's, plus a few eps of the largest value."""
-    floor = 8 * torch.finfo(theirs.dtype).eps * float(truth.abs().max().clamp_min(1e-3))
-    limit = 2 * float((theirs.double() - truth).abs().max()) + floor
-    error = float((ours.double() - truth).abs().max())
-    assert error <= limit, f"{what}: error {error:.2e} exceeds {limit:.2e}"
 
 
 def compare(ours, theirs, *inputs, theirs_forward=None) -> None:
@@ -43,7 +36,7 @@ def compare(ours, theirs, *inputs, theirs_forward=None) -> None:
         results.append([out.detach(), *grads, *(p.grad.clone() for p in module.parameters())])
     for i, (mine, torchs, truth) in enumerate(zip(*results, strict=True)):
         assert mine.dtype == inputs[0].dtype
-        assert_as_good(mine, torchs, truth, f"result {i}")
+        assert_as_good_as_torch(f"result {i}", mine, torchs, truth, eps_floor=8)
 
 
 @pytest.mark.parametrize("act", nn.ACTIVATIONS)
