@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
 PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --quiet --disable-pip-version-check
 
 # Stamps are named after the content they stand for, so a changed pin or a moved checkout sets up again.
-key     = $(firstword $(shell (cat $(1); echo $(CURDIR) $(2)) | cksum))
-DEPS   := $(VENV)/deps-$(call key,requirements.txt,)
-INSTALL:= $(VENV)/install-$(call key,setup.py pyproject.toml requirements.txt,$(wildcard pyfast/*/__init__.py))
+key      = $(firstword $(shell (cat $(1); echo $(CURDIR)) | cksum))
+PACKAGES = $(VENV)/packages-$(call key,requirements.txt)
+LINK     = $(VENV)/link-$(call key,setup.py pyproject.toml requirements.txt)
 
 .PHONY: help setup train test bench asan packaging lint doctor clean
 help:
@@ -33,28 +34,39 @@ bench: setup
 doctor: setup
 	$(PY) -m pyfast doctor $(ARGS)
 
-lint: $(DEPS)
+lint: $(PACKAGES)
 	$(PY) -m ruff check .
 
-packaging: $(DEPS)
+packaging: $(PACKAGES)
 	$(PY) -m pytest -q tests/test_packaging.py --packaging $(ARGS)
 
 asan: setup
 	$(PY) tests/sanitize.py $(ARGS)
 
-setup: $(INSTALL)
-	@$(PY) pyfast/build.py
+setup: $(LINK)
+	@ls pyfast/_C.*.so > /dev/null 2>&1 || echo "compiling the C++ kernels: minutes, once"
+	@$(PY) pyfast/build.py > /dev/null
 
-$(INSTALL): $(DEPS)
-	@rm -f $(VENV)/install-*
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+$(LINK): $(PACKAGES)
+	@rm -f $(VENV)/link-*
+	@PYFAST_BUILD_EXT=0 $(PIP) install --no-build-isolation --no-deps -e . 2> $(VENV)/pip.log || \
+		{ cat $(VENV)/pip.log; false; }
 	@touch $@
 
-$(DEPS): 
-	$(PYTHON) -m venv $(VENV)
-	@rm -f $(VENV)/deps-*
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+$(PACKAGES):
+	@echo "installing the packages of requirements.txt into $(VENV): a minute or two, once"
+	@$(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/packages-*
+	@$(PIP) install -r requirements.txt
+	@$(HAS_HEADERS) || $(UNPACK_HEADERS)
 	@touch $@
+
+# Debian keeps Python.h in a package of its own, which need not be installed to compile with it.
+ask            = $$($(abspath $(PY)) -c "import sysconfig; print(sysconfig.$(1))")
+HAS_HEADERS    = test -e $(call ask,get_path('include'))/Python.h
+UNPACK_HEADERS = { echo "unpacking Python.h into $(VENV)"; mkdir -p $(VENV)/headers; \
+	(cd $(VENV)/headers && apt-get -qq download libpython$(call ask,get_python_version())-dev && \
+	dpkg -x *.deb . && cp -r usr/include/. ../include/); rm -rf $(VENV)/headers; }
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pyfast/_C.*.so

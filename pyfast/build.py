@@ -30,7 +30,14 @@ ISA_FLAGS = {  # never -march=native: what is built here must run elsewhere
     "avx512": AVX512.split(),
     "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16".split(),
 }
-MATMUL_METAL = {"linear_act", "linear_glu", "linear_cross_entropy", "attention"}  # have an AMX form
+MATMUL_METAL = {  # have an AMX form
+    "linear_act",
+    "linear_glu",
+    "linear_cross_entropy",
+    "attention",
+    "attention_backward",
+    "attention_grad_mask",
+}
 # Memory errors and undefined behaviour end the process; -O1 keeps the stack traces readable.
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SANITIZE += ["-fno-omit-frame-pointer", "-g1", "-O1"]
@@ -79,7 +86,7 @@ def blocker() -> str | None:
         return f"torch is {version}, older than {'.'.join(map(str, TORCH_MINIMUM))}"
     if shutil.which(_compiler()[0]) is None:
         return f"there is no C++ compiler ({_compiler()[0]})"
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+    if not _python_includes():
         return "Python.h is missing (on Debian it is in python3-dev)"
     return None
 
@@ -125,7 +132,7 @@ def _plan(library: Path, hash_source: Path, extra_flags: tuple[str, ...]) -> str
     torch_dir = Path(next(iter(spec.submodule_search_locations)))
     flags = [*CXX_FLAGS, *extra_flags, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     flags += [f"-I{source_dir()}", f"-I{source_dir() / 'cpu'}", f"-isystem{torch_dir / 'include'}"]
-    flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    flags += [f"-I{path}" for path in [pybind11.get_include(), *_python_includes()]]
     link = [*extra_flags, f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
     lines = [
         f"cxx = {_shell(_compiler())}",
@@ -143,6 +150,15 @@ def _plan(library: Path, hash_source: Path, extra_flags: tuple[str, ...]) -> str
         lines += [f"build {name}: compile {_escape(source)}", f"  own = {_shell(own)}"]
     lines += [f"build {_escape(library.resolve())}: link {' '.join(names)}", ""]
     return "\n".join(lines)
+
+
+def _python_includes() -> list[Path]:
+    """Where Python.h is: beside Python, or unpacked into the virtual environment, or nowhere."""
+    beside = Path(sysconfig.get_paths()["include"])
+    if (beside / "Python.h").exists():
+        return [beside]
+    unpacked = Path(sys.prefix, "include", f"python{sysconfig.get_python_version()}")
+    return [unpacked, unpacked.parent] if (unpacked / "Python.h").exists() else []
 
 
 def compile_on_first_use() -> Path:
