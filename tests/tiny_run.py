@@ -1,44 +1,79 @@
-"""A run small enough for tests: a hundredth of a second a step, on text written for the purpose."""
+"""One small pretrained run for all tests that need one; it trains in a few seconds, once.
 
-import json
+Its language has four topics with 64 words each. What belongs together can be learnt from text
+alone, so a model that has read it needs the label of few words to know those of the others.
+"""
+
+import atexit
+import csv
+import functools
+import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
 
-from pyfast.train import TrainConfig
+from pyfast.train import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from pyfast.train.loop import fit
 
-WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "and", "then", "slept"]
-SMALL = {  # 32 wide, 2 heads: the least that has more than one of everything
-    "data": {"vocab_size": 300},
-    "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 32},
-    "optim": {"batch_size": 4, "lr": 1e-2},
-    "run": {"steps": 12, "val_every": 5, "val_batches": 2, "save_every": 4, "threads": 1}
-    | {"progress": "none"},
-}
+TOPICS = ("fire", "sea", "sky", "soil")
 
 
-def write_text(folder: Path, documents: int = 30) -> Path:
-    """Documents of words in a random order, the same in every call."""
+@functools.cache
+def folder() -> Path:
+    """Deleted when the tests end."""
+    path = Path(tempfile.mkdtemp(prefix="pyfast-tests-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@functools.cache
+def words() -> dict[str, list[str]]:
+    """Topic -> its words."""
     draw = random.Random(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(documents):
-        lines = [" ".join(draw.choices(WORDS, k=12)) for _ in range(20)]
-        (folder / f"{number}.txt").write_text("\n".join(lines) + "\n")
-    return folder
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return {topic: ["".join(draw.choices(letters, k=4)) for _ in range(64)] for topic in TOPICS}
 
 
-def tiny_config(data: Path, run_dir: Path, **settings: Any) -> TrainConfig:
-    """`settings` are "section.name" keys with "_" for the dot: run_steps=3, optim_lr=1.0."""
-    values = {section: dict(defaults) for section, defaults in SMALL.items()}
-    values["data"]["path"], values["run"]["dir"] = str(data), str(run_dir)
-    for key, value in settings.items():
-        section, name = key.split("_", 1)
-        values[section][name] = value
-    return TrainConfig.from_dict(values)
+@functools.cache
+def run() -> Path:
+    """The run directory of a GPT with one block that has read 800 lines."""
+    draw = random.Random(1)
+    lines = [" ".join(draw.choices(words()[draw.choice(TOPICS)], k=40)) for _ in range(800)]
+    text = folder() / "text.txt"
+    text.write_text("\n".join(lines) + "\n")
+    config = TrainConfig(
+        data=DataConfig(path=str(text), vocab_size=1300),
+        model=ModelConfig(n_layer=1, n_head=2, n_embd=32, context_length=32),
+        optim=OptimConfig(batch_size=16, lr=1e-2, warmup_steps=10),
+        run=RunConfig(
+            dir=str(folder() / "run"),
+            steps=150,
+            val_every=150,
+            val_batches=4,
+            save_every=150,
+            progress="none",
+        ),
+    )
+    before = os.environ.get("PYFAST_CACHE")
+    os.environ["PYFAST_CACHE"] = str(folder() / "cache")
+    try:
+        return fit(config).run_dir
+    finally:
+        os.environ.pop("PYFAST_CACHE")
+        if before is not None:
+            os.environ["PYFAST_CACHE"] = before
 
 
-def numbers(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
-    clock = ("seconds", "train/tokens_per_sec")
-    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in record.items() if k not in clock} for record in records]
+@functools.cache
+def labelled_csv() -> Path:
+    """320 texts of six words and their topic; `val_fraction` 0.45 leaves 32 to learn from."""
+    draw = random.Random(2)
+    path = folder() / "labelled.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for i in range(320):
+            topic = TOPICS[i % len(TOPICS)]
+            rows.writerow([" ".join(draw.choices(words()[topic], k=6)), topic])
+    return path

@@ -59,7 +59,7 @@ class Split:
 
 
 def read(source: str | Path) -> list[Example]:
-    """The examples of `source`: "stdlib", a .csv/.tsv file, or a folder with a sub-folder per label.
+    """The examples of "stdlib", of a .csv/.tsv file, or of a folder with a sub-folder per label.
 
     Raises FileNotFoundError if it is not there, ValueError (with file and line) if it is unusable.
     """
@@ -117,8 +117,9 @@ def split(
 def _deal_best(
     sizes: dict[str, int], shares: dict[str, float], order: random.Random
 ) -> dict[str, str]:
-    """Group -> part. Files differ in size a hundredfold, so one deal can leave a part next to empty:
-    several are tried, and the one closest to the shares is taken. Equal groups need only one."""
+    """Group -> part. Files differ in size a hundredfold, so one deal can leave a part almost empty:
+    several are tried, and the one closest to the shares is taken. Equal groups need only one.
+    """
     best: dict[str, str] = {}
     best_error = float("inf")
     for _ in range(_DEALS):
@@ -200,6 +201,8 @@ def _example(text: str, label: str, where: str) -> Example:
     for name, value in (("text", text.strip()), ("label", label)):
         if not value:
             raise ValueError(f"labelled data: {where}: {name} must not be empty; got {value!r}")
+        if "\0" in value:
+            raise ValueError(f"labelled data: {where}: {name} must be text; got a zero byte")
     return Example(text, label, group=text)
 
 

@@ -131,7 +131,7 @@ class Classification:
             examples,
             self.tokenizer,
             self.label_names,
-            max_positions(self.model_config),
+            self.model_config.max_positions,
             self.pad_token_id,
         )
 
@@ -205,12 +205,6 @@ def read_model_config(directory: Path) -> models.ModelConfig:
     except ValueError as error:
         raise ValueError(f"classify: {path} must be JSON; got {error}") from None
     return models.config_from_dict(values)
-
-
-def max_positions(config: models.ModelConfig) -> int:
-    """The longest text, in tokens, that a model of this configuration reads."""
-    with torch.device("meta"):  # no memory, no random numbers
-        return models.build(config).max_positions
 
 
 def _pad_token_id(tokenizer: Any, config: models.ModelConfig) -> int | None:
