@@ -41,12 +41,22 @@ def examine() -> dict[str, Any]:
         "directories": _directories(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("PYFAST_")},
         "operations": [
-            {"operation": op, "device": device, "backend": choice.backend, "why": choice.why}
+            {
+                "operation": op,
+                "device": device,
+                "backend": choice.backend,
+                "why": _once(op, choice.why),
+            }
             for op, device, choice in backend.describe()
         ],
     }
     facts["problems"] = _problems(facts)
     return facts
+
+
+def _once(op: str, why: str) -> str:
+    """An error names its operation; without it, one reason serves all of them."""
+    return why.removeprefix(f"{op}: ")
 
 
 def main(as_json: bool = False) -> int:
@@ -122,23 +132,18 @@ def _directories() -> dict[str, str]:
 
 
 def _problems(facts: dict[str, Any]) -> list[str]:
+    """What the user should know. The reference is no problem where it was asked for, nor on GPUs,
+    whose kernels this version does not have."""
     found = []
     if facts["extension"].get("stale"):
         found.append("the extension is stale: rebuild with: python -m pyfast.build")
-    fallen = {
-        (row["device"], row["why"])
-        for row in facts["operations"]
-        if row["backend"] == "torch" and _expects_kernels(row["device"], facts)
-    }
-    for device, why in sorted(fallen):
-        found.append(f"{device} tensors take the plain-torch reference: {why}")
-    return found
-
-
-def _expects_kernels(device: str, facts: dict[str, Any]) -> bool:
-    """The reference is no problem where it was asked for, or where the device does not exist."""
     asked = facts["environment"].get("PYFAST_BACKEND") == "torch"
-    return device == "cpu" and not asked
+    reasons = {
+        row["why"]: None
+        for row in facts["operations"]
+        if row["device"] == "cpu" and row["backend"] != "cpp" and not asked
+    }
+    return found + [f"CPU tensors do not take the C++ kernels: {why}" for why in reasons]
 
 
 def _text(facts: dict[str, Any]) -> str:
