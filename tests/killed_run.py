@@ -6,11 +6,13 @@ everything and forks for each session, which then costs tenths of a second; it c
 thread, because others would not survive the fork.
 """
 
+import functools
 import json
 import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from pyfast.train import fit, report
@@ -26,17 +28,22 @@ def main() -> None:
     killed = 0
     for number, entry in enumerate(json.load(sys.stdin)):
         run_dir = folder / str(number)
-        killed += in_child(lambda e=entry, d=run_dir: run(data, d, e, resume=False), entry)
-        resume = (run_dir / "run.json").exists()  # else killed before there was a run
-        if in_child(lambda e=entry, d=run_dir, r=resume: run(data, d, e, resume=r), None):
+        killed += in_child(functools.partial(first_session, data, run_dir, entry), entry)
+        if in_child(functools.partial(second_session, data, run_dir, entry), None):
             sys.exit(f"run {number} failed when resumed")
     print(killed)
 
 
-def run(data: Path, run_dir: Path, entry: dict, resume: bool) -> None:
-    """One session; the first one dies at the entry's file operation."""
-    if entry["at"] == "file operation" and not resume:
+def first_session(data: Path, run_dir: Path, entry: dict) -> None:
+    """A new run, killed at its point (from inside, if that is a file operation)."""
+    if entry["at"] == "file operation":
         die_at_file_operation(run_dir, entry["point"])
+    fit(tiny_config(data, run_dir, **entry["settings"]))
+
+
+def second_session(data: Path, run_dir: Path, entry: dict) -> None:
+    """To the end; from the beginning, if the kill came before there was a run."""
+    resume = (run_dir / "run.json").exists()
     fit(tiny_config(data, run_dir, run_resume=resume, **entry["settings"]))
 
 
@@ -48,6 +55,8 @@ def in_child(work, entry: dict | None) -> bool:
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

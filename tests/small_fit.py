@@ -1,9 +1,14 @@
 """A run small enough for tests: a hundredth of a second a step, on text written for the purpose."""
 
+import contextlib
 import json
+import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pyfast.train import TrainConfig
 
@@ -25,6 +30,25 @@ def write_text(folder: Path, documents: int = 30) -> Path:
         lines = [" ".join(draw.choices(WORDS, k=12)) for _ in range(20)]
         (folder / f"{number}.txt").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@contextlib.contextmanager
+def prepared(folder: Path) -> Iterator[Path]:
+    """Text in `folder`, with a cache of its own; the caller's cache and threads come back."""
+    cache, threads = os.environ.get("PYFAST_CACHE"), torch.get_num_threads()
+    os.environ["PYFAST_CACHE"] = str(folder / "cache")
+    try:
+        yield write_text(folder / "text")
+    finally:
+        torch.set_num_threads(threads)
+        del os.environ["PYFAST_CACHE"]
+        if cache is not None:
+            os.environ["PYFAST_CACHE"] = cache
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def tiny_config(data: Path, run_dir: Path | None, **settings: Any) -> TrainConfig:

@@ -26,7 +26,7 @@ def open_run(config: TrainConfig, name: str) -> Path:
         if (run_dir / RUN_FILE).exists() or checkpoint.steps_saved(run_dir):
             raise ValueError(
                 f"train: run.dir must be a new directory; got {run_dir}, which holds a run; "
-                "resume it (run.resume) or name another"
+                f"resume it (--resume {run_dir}) or name another"
             )
         with checkpoint.disk_errors(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _reopen(config: TrainConfig, name: str) -> Path:
     if not (run_dir / RUN_FILE).is_file():
         raise ValueError(
             f"train: run.dir must hold a run to resume; got {run_dir} without {RUN_FILE}; "
-            "start it without run.resume"
+            "start it without --resume"
         )
     stored = TrainConfig.load(run_dir / RUN_FILE)
     _expect_same(stored, config)

@@ -1,12 +1,8 @@
 """The one training loop: batch, forward, backward, step, log; validate, save, stop, resume."""
 
 import collections
-import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from pyfast import models
 from pyfast.train import checkpoint
 from pyfast.train.config import TrainConfig
 from pyfast.train.directory import open_run
+from pyfast.train.interrupt import stop_requests
 from pyfast.train.parameters import GradientSums, build_model, build_optimizer
 from pyfast.train.progress import Metrics, Progress
 from pyfast.train.schedule import learning_rate, steps_that_fit
@@ -87,7 +84,7 @@ class _Loop:
         """Train to the end of the run, or until patience is exhausted."""
         self.progress.note(f"run directory: {self.run_dir}")
         try:
-            with _stop_requests() as stop:
+            with stop_requests() as stop:
                 if self.step == 0:
                     self.metrics.append({"step": 0, **self._validate(), "seconds": self.seconds})
                     self.progress.step(self.metrics.records[-1], self.total_steps, None)
@@ -95,10 +92,8 @@ class _Loop:
                     self._advance()
                     if stop:
                         self._save()
-                        raise KeyboardInterrupt(
-                            f"train: stopped at step {self.step}; continue with run.resume=true "
-                            f"run.dir={self.run_dir}"
-                        )
+                        where = f"step {self.step}; go on with --resume {self.run_dir}"
+                        raise KeyboardInterrupt(f"train: stopped at {where}")
                 self._finish()
         finally:
             self.progress.close()
@@ -264,31 +259,3 @@ class _Loop:
         if self.config.run.patience is not None and self.best_step != self.step and best.is_dir():
             checkpoint.load(best, self.model)
             self.progress.note(f"kept the model of step {self.best_step}, the best")
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to, so that a step is never cut in two.
-
-    The second signal acts as it always did. Off the main thread, signals cannot be had.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def remember(number: int, frame: Any) -> None:
-        received.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    for number in previous:
-        signal.signal(number, remember)
-    try:
-        yield received
-    finally:
-        restore()
