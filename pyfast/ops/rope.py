@@ -64,7 +64,9 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(cos, sin)
 
 
-def _gradients(ctx: Any, grad_out: Tensor) -> tuple:
+def _gradients(ctx: Any, grad_out: Tensor | None) -> tuple:
+    if grad_out is None:
+        return (None,) * 5
     cos, sin = ctx.saved_tensors
     grad_x = _rope_below_autograd(grad_out, cos, sin, ctx.interleaved, not ctx.inverse)
     return grad_x, None, None, None, None

@@ -1,0 +1,133 @@
+// From scores to probabilities: masks, the online softmax of the forward pass, and the recomputed softmax with
+// its gradient. Exponents are in base 2: e^(scale s + mask) = 2^(log2e scale s + log2e mask).
+#pragma once
+
+#include "attention_tiles.h"
+
+namespace pyfast {
+namespace {
+
+// A boolean mask element, read as 0 where the key takes part and -inf where it does not.
+struct Flag { uint8_t set; };
+typedef uint8_t VecB __attribute__((vector_size(kVectorBytes / 4)));
+
+inline VecF load(const Flag* p) {
+  const VecU set = __builtin_convertvector(load_bits<VecB>(p), VecU);
+  return set != 0u ? VecF{} : splat(-__builtin_inff());
+}
+inline float load_one(const Flag* p) { return p->set ? 0.f : -__builtin_inff(); }
+
+// A block of scores: head and first query, first key, and how many of each.
+struct Tile {
+  int64_t batch, head, query, queries, key, keys;
+};
+
+// bias[key][query] = the mask, in the layout of the tile.
+template <class Core>
+void load_mask(const AttentionArgs& a, const Tile& t, typename Core::Acc* bias) {
+  using A = typename Core::Acc;
+  const AttentionMask& m = a.mask;
+  const auto pack = [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const T* data =
+        static_cast<const T*>(m.data) + t.batch * m.batch + t.head * m.head + t.query * m.query + t.key * m.key;
+    const Operand<T> operand{data, m.query, m.key, t.queries, t.keys};
+    if constexpr (sizeof(A) == 8) pack_strided<Core::kCols>(bias, operand);
+    else pack_fma<Core::kCols>(bias, operand);
+  };
+  if (m.kind == MaskKind::boolean) pack(TypeTag<Flag>{});
+  else if (m.kind == MaskKind::float32) pack(TypeTag<float>{});
+  else dispatch_storage<Core>(a.dtype, pack);
+}
+
+// Masks the tile and returns what its elements are still to be multiplied with. A finite mask stays finite in
+// base 2: rows masked by the lowest float throughout average all keys, as in torch.
+template <class Core, class A = typename Core::Acc>
+A apply_masks(const AttentionArgs& a, const Tile& t, A* s, A* bias) {
+  const A factor = A(a.scale * kLog2e);
+  const bool diagonal = a.causal && t.key + t.keys - 1 > t.query, masked = a.mask.kind != MaskKind::none;
+  if (!diagonal && !masked) return factor;
+  if (masked) load_mask<Core>(a, t, bias);
+  const A lowest = sizeof(A) == 8 ? A(-__DBL_MAX__) : A(-__FLT_MAX__), inf = A(__builtin_inf());
+  Vec<A> lane;
+  for (int64_t i = 0; i < kLanes<A>; ++i) lane[i] = A(i);
+  for (int64_t key = 0; key < t.keys; ++key)
+    for (int64_t i = 0; i < Core::kCols; i += kLanes<A>) {
+      A* at = s + key * Core::kCols + i;
+      Vec<A> v = load(at) * factor;
+      if (masked) {
+        const Vec<A> raw = load(bias + key * Core::kCols + i), scaled = raw * A(kLog2e);
+        v += raw == -inf ? splat(-inf) : scaled < lowest ? splat(lowest) : scaled;
+      }
+      if (diagonal) v = lane < A(t.key + key - t.query - i) ? splat(-inf) : v;   // keys after the query
+      store(at, v);
+    }
+  return 1;
+}
+
+// The running maximum, sum and correction of one panel of queries.
+template <class Core>
+struct Softmax {
+  using A = typename Core::Acc;
+  A peak[Core::kCols], total[Core::kCols];
+
+  void start() {
+    for (int64_t i = 0; i < Core::kCols; ++i) peak[i] = -A(__builtin_inf()), total[i] = 0;
+  }
+};
+
+// p = 2^(s factor - peak) in place; total follows, and correction[query] is what earlier sums and outputs are to
+// be multiplied with. Two keys at a time, for the latency of max and add.
+template <class Core, class A = typename Core::Acc>
+void softmax_step(A* s, int64_t keys, A factor, Softmax<Core>& state, A* correction) {
+  constexpr int64_t C = Core::kCols, n = kLanes<A>;
+  for (int64_t i = 0; i < C; i += 2 * n) {
+    const Vec<A> old0 = load(state.peak + i), old1 = load(state.peak + i + n);
+    Vec<A> peak0 = old0, peak1 = old1, other0 = old0, other1 = old1;
+    int64_t key = 0;
+    for (; key + 2 <= keys; key += 2) {
+      const A* row = s + key * C + i;
+      peak0 = max_of(peak0, load(row) * factor), peak1 = max_of(peak1, load(row + n) * factor);
+      other0 = max_of(other0, load(row + C) * factor), other1 = max_of(other1, load(row + C + n) * factor);
+    }
+    if (key < keys) {
+      peak0 = max_of(peak0, load(s + key * C + i) * factor);
+      peak1 = max_of(peak1, load(s + key * C + i + n) * factor);
+    }
+    peak0 = max_of(peak0, other0), peak1 = max_of(peak1, other1);
+    store(state.peak + i, peak0), store(state.peak + i + n, peak1);
+    const A inf = A(__builtin_inf());
+    peak0 = peak0 == -inf ? Vec<A>{} : peak0;   // nothing seen yet: p is 2^-inf = 0
+    peak1 = peak1 == -inf ? Vec<A>{} : peak1;
+    Vec<A> sum0{}, sum1{};
+    for (key = 0; key < keys; ++key) {
+      A* row = s + key * C + i;
+      const Vec<A> p0 = exp2(load(row) * factor - peak0), p1 = exp2(load(row + n) * factor - peak1);
+      sum0 += p0, sum1 += p1;
+      store(row, p0), store(row + n, p1);
+    }
+    const Vec<A> correction0 = exp2(old0 - peak0), correction1 = exp2(old1 - peak1);
+    store(correction + i, correction0), store(correction + i + n, correction1);
+    store(state.total + i, load(state.total + i) * correction0 + sum0);
+    store(state.total + i + n, load(state.total + i + n) * correction1 + sum1);
+  }
+}
+
+// With the scores in s and dP = dO V^T in d: s becomes P, d becomes dS = P (dP - delta). lse in base 2.
+template <class Core, class A = typename Core::Acc>
+void softmax_gradient(A* s, A* d, int64_t keys, A factor, const A* lse, const A* delta) {
+  constexpr int64_t C = Core::kCols, n = kLanes<A>;
+  for (int64_t i = 0; i < C; i += n) {
+    const Vec<A> row_lse = load(lse + i), row_delta = load(delta + i);
+    for (int64_t at = i; at < keys * C; at += C) {
+      Vec<A> t = load(s + at) * factor - row_lse;
+      t = t > 0 ? Vec<A>{} : t;   // P <= 1 also where lse is so large that it lost the sum
+      const Vec<A> p = exp2(t);
+      store(s + at, p);
+      store(d + at, p * (load(d + at) - row_delta));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pyfast
