@@ -125,9 +125,11 @@ def test_checkpoint_full_disk_is_one_sentence_and_keeps_the_previous(tmp_path, t
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, previous)
-    assert "checkpoint-2" in str(error.value)
-    assert "must be writable; got" in str(error.value)
-    assert "\n" not in str(error.value)
+    sentence = str(error.value)
+    assert sentence.startswith(f"train: {tmp_path / 'checkpoint-2'} must be writable; got ")
+    assert "File too large" in sentence
+    assert sentence.count("must be") == 1
+    assert "\n" not in sentence
     assert names(tmp_path) == ["checkpoint-1"]
     assert checkpoint.find_damage(older) is None
 
@@ -142,6 +144,12 @@ def test_checkpoint_no_space_names_the_remedy(tmp_path, monkeypatch):
         checkpoint.write_atomically(tmp_path / "run.json", b"new")
     assert names(tmp_path) == ["run.json"]
     assert (tmp_path / "run.json").read_text() == "old"
+
+
+def test_checkpoint_reason_other_than_a_full_disk_has_no_such_remedy(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(RuntimeError, match=r"must be writable; got Is a directory$"):
+        checkpoint.write_atomically(tmp_path / "run.json", b"new")
 
 
 def test_checkpoint_optimizer_state_is_plain_tensors(trained):

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent: a folder is filled under another name, then renamed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from pyfast import models
 
 STATE = "state.json"  # written last, with the size and SHA-256 of every other file
 TEMPORARY = ".writing-"  # prefix of what a killed process may leave behind
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save(
@@ -159,10 +161,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        while isinstance(error.__context__, OSError | SafetensorError):
+            error = error.__context__  # the first one knows the reason, not another sentence
         reason = getattr(error, "strerror", None) or str(error)
-        raise RuntimeError(
-            f"train: {path} must be writable; got {reason}; free some space, then resume the run"
-        ) from error
+        full = getattr(error, "errno", None) in FULL or "space left" in reason
+        hint = "; free some space, then resume the run" if full else ""
+        raise RuntimeError(f"train: {path} must be writable; got {reason}{hint}") from error
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:

@@ -73,7 +73,9 @@ class RunConfig(Section):
     max_seconds: float | None = option(
         None, "time limit: shortens `steps`, schedule included, so that the run fits", above=0
     )
-    seed: int = option(0, "seed of the initial weights and of the batch order", at_least=0)
+    seed: int = option(
+        0, "seed of the initial weights and of the batch order", at_least=0, at_most=2**63 - 1
+    )
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "dtype of the parameters; bfloat16 keeps float32 masters"
     )

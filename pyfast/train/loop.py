@@ -209,7 +209,9 @@ class _Loop:
         total = steps_that_fit(self.step, self.total_steps, limit - self.seconds, step_seconds)
         shortened = total < self.total_steps
         if shortened:
-            self.progress.note(f"{self.total_steps} steps do not fit in {limit:g} s: now {total}")
+            self.progress.note(
+                f"{self.total_steps} steps do not fit in run.max_seconds={limit:g}: now {total}"
+            )
         self.total_steps = total
         return shortened
 

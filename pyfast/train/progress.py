@@ -24,8 +24,10 @@ class Metrics:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record at once, so that a killed run has lost none."""
+        line = (json.dumps(record) + "\n").encode()
         with disk_errors(self.path):
-            self._file.write((json.dumps(record) + "\n").encode())
+            while line:  # a disk with a little space left takes a part before it refuses
+                line = line[self._file.write(line) :]
         self.records.append(record)
 
     def close(self) -> None:
