@@ -72,7 +72,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]*;", "", svg)
     svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'<g id="([^"]*)">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for colour, variable in _CSS.items():
         svg = svg.replace(colour, f"var({variable})")
     return svg
