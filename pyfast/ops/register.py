@@ -3,15 +3,13 @@
 Measured per small call, forward and backward: a formula registered with torch.library costs about 60 us
 more than a `torch.autograd.Function` that calls the op below autograd. Eager calls take the Function,
 traced ones (torch.compile, export) and direct calls of torch.ops the registered formula; both run the same
-`setup` and `gradients`. Double backward is refused by both (`once_differentiable`).
+`setup` and `gradients`. Double backward is refused by both, in one sentence.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
-
 from pyfast import backend
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -28,6 +26,8 @@ def below_autograd(name: str) -> Callable[..., Any]:
     op = _overload(name)
 
     def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args)
         with _below_autograd():
             return op(*args)
 
@@ -46,7 +46,7 @@ def differentiable(
     """
     if backend.extension() is None:
         return _overload(name)
-    op, formula = _overload(name), once_differentiable(gradients)
+    op, formula = _overload(name), _once(name, gradients)
     torch.library.register_autograd(f"pyfast::{name}", formula, setup_context=setup)
 
     def forward(ctx: Any, *args: Any) -> Any:
@@ -69,6 +69,28 @@ def differentiable(
             return op(*args)
 
     return call
+
+
+def _once(name: str, gradients: Callable[..., Any]) -> Callable[..., Any]:
+    """`gradients`, whose results refuse to be differentiated again; nothing in, nothing out."""
+
+    def formula(ctx: Any, *grads: Any) -> Any:
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        if not torch.is_grad_enabled():
+            return gradients(ctx, *grads)
+        with torch.no_grad():  # create_graph=True
+            results = gradients(ctx, *grads)
+        results = results if isinstance(results, tuple) else (results,)
+        words = f"{name}: order of the derivative must be 1, double backward is not offered; got 2"
+        refuse = torch._C._functions.DelayedError(
+            f'{words}; use pyfast.using("torch")', len(results)
+        )
+        known = [None if r is None else r.detach().requires_grad_() for r in results]
+        refused = refuse(*known)
+        return refused if isinstance(refused, tuple) else (refused,)
+
+    return formula
 
 
 def _overload(name: str) -> Callable[..., Any]:
