@@ -1,15 +1,16 @@
-"""Registration of an operation: its fake (shapes without data) and its gradient, once, for two callers.
+"""Registration of an operation: its fake (shapes without data) and its gradient, for two callers.
 
-Measured per small call, forward and backward: a formula registered with torch.library costs about 60 us
-more than a `torch.autograd.Function` that calls the op below autograd. Eager calls take the Function,
-traced ones (torch.compile, export) and direct calls of torch.ops the registered formula; both run the same
-`setup` and `gradients`. Double backward is refused by both, in one sentence.
+Measured per small call, forward and backward: a formula registered with torch.library costs about
+60 us more than a `torch.autograd.Function` that calls the op below autograd. Eager calls take the
+Function, traced ones (torch.compile, export) and direct calls of torch.ops the registered formula;
+both run the same `setup` and `gradients`. Double backward is refused by both, in one sentence.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from pyfast import backend
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -40,7 +41,7 @@ def differentiable(
     gradients: Callable[..., Any],
     statistics: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """Op `name` with autograd: `setup(ctx, inputs, output)` saves, `gradients(ctx, *grads)` answers.
+    """Op `name` with autograd: `setup(ctx, inputs, output)` saves, `gradients(ctx, *grads)` works.
 
     `statistics` lists the outputs that carry no gradient (what is kept for the backward only).
     """
