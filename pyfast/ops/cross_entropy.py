@@ -51,7 +51,7 @@ def cross_entropy(
         ValueError, TypeError, RuntimeError: a shape, a value, a dtype or a device does not fit.
     """
     check_targets("cross_entropy", input, target, weight, reduction, label_smoothing, dtype)
-    target = target.long()
+    target = target if target.dtype == torch.int64 else target.long()
     if backend.uses_reference("cross_entropy", input.device.type):
         return reference.cross_entropy(
             input,
@@ -68,12 +68,8 @@ def cross_entropy(
     elif input.dim() > 2:
         logits, flat = input.movedim(1, -1).flatten(0, -2), target.flatten()  # [N * d1 * ..., V]
     weight = in_accumulator_type(weight, input)
-    loss, _ = _cross_entropy(logits, flat, weight, ignore_index, label_smoothing)
-    if reduction == "mean":
-        loss = loss.sum() / counted(flat, weight, ignore_index)
-    elif reduction == "sum":
-        loss = loss.sum()
-    else:
+    loss, _ = _cross_entropy(logits, flat, weight, ignore_index, label_smoothing, reduction)
+    if reduction == "none":
         loss = loss.reshape(target.shape)
     return loss.to(loss_dtype(input, dtype))
 
@@ -121,14 +117,6 @@ def in_accumulator_type(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.to(wide)
 
 
-def counted(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """What "mean" divides by: how many targets [N] count, or the sum of their class weights."""
-    counts = target != ignore_index
-    if weight is None:
-        return counts.sum()
-    return (weight.index_select(0, target.where(counts, 0)) * counts).sum()
-
-
 def loss_dtype(input: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype asked for, else that of `input`; under autocast float32, as in torch."""
     if dtype is not None:
@@ -138,11 +126,12 @@ def loss_dtype(input: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _fake(
-    logits: Tensor, target: Any, weight: Any, ignore_index: int, label_smoothing: float
+    logits: Tensor, target: Any, weight: Any, ignore_index: int, smoothing: float, reduction: str
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     rows = logits.shape[0]
-    return logits.new_empty(rows, dtype=wide), logits.new_empty((rows, 2), dtype=wide)
+    loss = logits.new_empty(rows if reduction == "none" else (), dtype=wide)
+    return loss, logits.new_empty((rows, 2), dtype=wide)
 
 
 def _backward_fake(grad_loss: Any, logits: Tensor, *_: Any) -> Tensor:
@@ -150,15 +139,16 @@ def _backward_fake(grad_loss: Any, logits: Tensor, *_: Any) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    logits, target, weight, ctx.ignore_index, ctx.label_smoothing = inputs
+    logits, target, weight, *ctx.modes = inputs
     ctx.save_for_backward(logits, target, weight, output[1])
 
 
-def _gradients(ctx: Any, grad_loss: Tensor, _: Any) -> tuple:
+def _gradients(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple:
+    if grad_loss is None:
+        return (None,) * 6
     logits, target, weight, lse = ctx.saved_tensors
-    modes = (ctx.ignore_index, ctx.label_smoothing)
-    grad = _cross_entropy_backward(grad_loss, logits, target, weight, lse, *modes)
-    return grad, None, None, None, None
+    grad = _cross_entropy_backward(grad_loss, logits, target, weight, lse, *ctx.modes)
+    return grad, *(None,) * 5
 
 
 register_fake("cross_entropy", _fake)

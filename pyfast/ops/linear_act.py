@@ -65,12 +65,14 @@ def _fake(x: Tensor, weight: Tensor, bias: Any, act: str, save: bool) -> tuple[T
     return x.new_empty(shape), x.new_empty(shape if keep else 0)
 
 
-def like_weight(weight: Tensor) -> Tensor:
-    """An empty gradient of `weight`, in its layout if that is the transpose of a matrix."""
+def is_transposed(weight: Tensor) -> bool:
+    """Whether [N, K] is the transpose of a row-major matrix: its gradient comes in that layout."""
+    return weight.stride(0) == 1 and weight.stride(1) != 1 and weight.stride(1) >= weight.shape[0]
+
+
+def _like_weight(weight: Tensor) -> Tensor:
     n, k = weight.shape
-    if weight.stride(0) == 1 and weight.stride(1) != 1 and weight.stride(1) >= n:
-        return weight.new_empty(k, n).t()
-    return weight.new_empty(n, k)
+    return weight.new_empty(k, n).t() if is_transposed(weight) else weight.new_empty(n, k)
 
 
 def _backward_fake(
@@ -79,7 +81,7 @@ def _backward_fake(
     need_x, need_weight, need_bias = need
     return (
         x.new_empty(x.shape if need_x else 0),
-        like_weight(weight) if need_weight else x.new_empty(0),
+        _like_weight(weight) if need_weight else x.new_empty(0),
         x.new_empty(weight.shape[0] if need_bias else 0),
     )
 
