@@ -60,7 +60,16 @@ def _load() -> tuple[ModuleType | None, str]:
         stale = "stale: rebuild with `python -m pyfast.build`"
         warnings.warn(f"pyfast: the C++ extension is {stale}", stacklevel=2)
         why = f"{why} ({stale})"
+    _check_isa(module)
     return module, why
+
+
+def _check_isa(module: ModuleType) -> None:
+    """Say so when PYFAST_CPU_ISA asks for what the processor cannot do: the extension ignores it."""
+    wish, known = os.environ.get("PYFAST_CPU_ISA"), module.supported_isas()
+    if wish and wish not in known:
+        told = f"must be one of {', '.join(known)} on this processor; got {wish!r}"
+        warnings.warn(f"PYFAST_CPU_ISA {told}; using {module.isa()}", stacklevel=3)
 
 
 def _load_on_first_use() -> tuple[ModuleType | None, str]:
