@@ -30,13 +30,14 @@ def no_report(monkeypatch):
     monkeypatch.setattr(report, "write", lambda run_dir: None)
 
 
-def test_fit_gives_the_same_bits_twice(tmp_path, data):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fit_gives_the_same_bits_twice(tmp_path, data, threads):
     for name in ("a", "b"):
-        fit(tiny_config(data, tmp_path / name))
+        fit(tiny_config(data, tmp_path / name, run_threads=threads, run_steps=5))
     assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
     assert weights[0] == weights[1]
-    fit(tiny_config(data, tmp_path / "c", run_seed=1))
+    fit(tiny_config(data, tmp_path / "c", run_threads=threads, run_steps=5, run_seed=1))
     assert numbers(tmp_path / "a") != numbers(tmp_path / "c")
 
 
