@@ -65,7 +65,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def _check_isa(module: ModuleType) -> None:
-    """Say so when PYFAST_CPU_ISA asks for what the processor cannot do: the extension ignores it."""
+    """Say so if PYFAST_CPU_ISA asks for what this processor cannot do; the extension ignores it."""
     wish, known = os.environ.get("PYFAST_CPU_ISA"), module.supported_isas()
     if wish and wish not in known:
         told = f"must be one of {', '.join(known)} on this processor; got {wish!r}"
