@@ -126,7 +126,8 @@ def test_adamw_clips_and_scales_as_torch(mixed):
 def test_adamw_takes_mixed_dtypes_and_strided_gradients():
     def mixed():
         dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float32)
-        return [torch.nn.Parameter(p.detach().to(d)) for p, d in zip(parameters(), dtypes)]  # noqa: B905
+        pairs = zip(parameters(), dtypes, strict=True)
+        return [torch.nn.Parameter(param.detach().to(dtype)) for param, dtype in pairs]
 
     ours, theirs = mixed(), mixed()
     optimizers = AdamW(ours, masters=False), torch.optim.AdamW(theirs)
