@@ -117,5 +117,6 @@ def _rule(words: str) -> str:
     choices = re.search(r"Literal\[(.*?)\]", words)
     if choices:
         return "one of " + choices[1].replace("'", "")
-    names = dict.fromkeys(re.findall(r"<class '(\w+)'>", words))
+    subtypes = re.search(r"Subtypes: \[(.*?)\]", words)
+    names = dict.fromkeys(re.findall(r"<class '(\w+)'>", subtypes[1] if subtypes else words))
     return " or ".join(_TYPES.get(name, "null") for name in names) or words

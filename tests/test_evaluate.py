@@ -95,9 +95,7 @@ def test_language_measures_match_the_plain_formula(tmp_path):
 def test_evaluate_measures_a_language_model_on_its_validation_text():
     run = tiny_run.run()
     found = evaluate.evaluate(run)
-    whole = sum(
-        d.stop - d.start for d in read_corpus(str(tiny_run.folder() / "text.txt")).documents
-    )
+    whole = sum(d.stop - d.start for d in read_corpus(str(tiny_run.text())).documents)
     assert found["bytes"] == pytest.approx(0.05 * whole, rel=0.05)
     assert found["loss"] < math.log(256) - 1  # four topics of 64 words: it has learnt the topics
     assert "bits per byte" in evaluate.as_text(found)

@@ -36,14 +36,20 @@ def words() -> dict[str, list[str]]:
 
 
 @functools.cache
-def run() -> Path:
-    """The run directory of a GPT with one block that has read 800 lines."""
+def text() -> Path:
+    """800 lines of 40 words, each line on one topic."""
     draw = random.Random(1)
     lines = [" ".join(draw.choices(words()[draw.choice(TOPICS)], k=40)) for _ in range(800)]
-    text = folder() / "text.txt"
-    text.write_text("\n".join(lines) + "\n")
+    path = folder() / "text.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@functools.cache
+def run() -> Path:
+    """The run directory of a GPT with one block that has read `text`."""
     config = TrainConfig(
-        data=DataConfig(path=str(text), vocab_size=1300),
+        data=DataConfig(path=str(text()), vocab_size=1300),
         model=ModelConfig(n_layer=1, n_head=2, n_embd=32, context_length=32),
         optim=OptimConfig(batch_size=16, lr=1e-2, warmup_steps=10),
         run=RunConfig(
