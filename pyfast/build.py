@@ -63,15 +63,20 @@ def isas() -> list[str]:
     return list(ISA_FLAGS) if platform.machine() in {"x86_64", "AMD64"} else ["generic"]
 
 
-def objects() -> Iterator[tuple[Path, str, list[str]]]:
+def objects(emulate_tiles: bool = False) -> Iterator[tuple[Path, str, list[str]]]:
     """(source, object name, extra flags) of every object file."""
     root = source_dir()
+    emulation = ["-DPYFAST_EMULATE_TILES"] if emulate_tiles else []
     for source in [root / "bindings.cpp", *sorted((root / "cpu").glob("*.cpp"))]:
-        yield source, f"{source.stem}.o", []
+        own = emulation if source.stem == "isa" else []
+        yield source, f"{source.stem}{'.emulated' if own else ''}.o", own
     for source in sorted((root / "cpu" / "metal").glob("*.cpp")):
         for isa in isas():
+            own, name = ISA_FLAGS[isa], f"{source.stem}.{isa}.o"
+            if isa == "amx" and emulate_tiles:
+                own, name = [*AVX512.split(), *emulation], f"{source.stem}.{isa}.emulated.o"
             if isa != "amx" or source.stem in MATMUL_METAL:
-                yield source, f"{source.stem}.{isa}.o", [f"-DPYFAST_ISA={isa}", *ISA_FLAGS[isa]]
+                yield source, name, [f"-DPYFAST_ISA={isa}", *own]
 
 
 def blocker() -> str | None:
@@ -91,8 +96,15 @@ def blocker() -> str | None:
     return None
 
 
-def build(library: Path, build_dir: Path, extra_flags: tuple[str, ...] = ()) -> Path:
+def build(
+    library: Path,
+    build_dir: Path,
+    extra_flags: tuple[str, ...] = (),
+    emulate_tiles: bool = False,
+) -> Path:
     """Compile what changed and link `library`; objects and log.txt stay in `build_dir`.
+
+    `emulate_tiles` puts plain C++ in the place of the AMX instructions: for tests elsewhere.
 
     Raises:
         RuntimeError: what is needed is missing, or the sources do not compile.
@@ -110,7 +122,9 @@ def build(library: Path, build_dir: Path, extra_flags: tuple[str, ...] = ()) -> 
         text = f'extern "C" const char* pyfast_source_hash() {{ return "{source_hash()}"; }}\n'
         if not hash_source.exists() or hash_source.read_text() != text:
             hash_source.write_text(text)
-        (build_dir / "build.ninja").write_text(_plan(library, hash_source, extra_flags))
+        (build_dir / "build.ninja").write_text(
+            _plan(library, hash_source, extra_flags, emulate_tiles)
+        )
         command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(build_dir)]
         if "MAX_JOBS" in os.environ:
             command += ["-j", os.environ["MAX_JOBS"]]
@@ -124,7 +138,9 @@ def build(library: Path, build_dir: Path, extra_flags: tuple[str, ...] = ()) -> 
     return library
 
 
-def _plan(library: Path, hash_source: Path, extra_flags: tuple[str, ...]) -> str:
+def _plan(
+    library: Path, hash_source: Path, extra_flags: tuple[str, ...], emulate_tiles: bool
+) -> str:
     """The text of build.ninja."""
     import pybind11
 
@@ -145,7 +161,7 @@ def _plan(library: Path, hash_source: Path, extra_flags: tuple[str, ...]) -> str
         f"  command = $cxx -shared $in -o $out.tmp {_shell(link)} && mv $out.tmp $out",
     ]
     names = []
-    for source, name, own in [*objects(), (hash_source, "source_hash.o", [])]:
+    for source, name, own in [*objects(emulate_tiles), (hash_source, "source_hash.o", [])]:
         names.append(name)
         lines += [f"build {name}: compile {_escape(source)}", f"  own = {_shell(own)}"]
     lines += [f"build {_escape(library.resolve())}: link {' '.join(names)}", ""]

@@ -60,6 +60,9 @@ bool isa_supported(Isa isa) {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (isa == Isa::avx2) return avx2;
   if (isa == Isa::avx512) return avx512;
+#ifdef PYFAST_EMULATE_TILES
+  if (isa == Isa::amx) return avx512;   // plain C++ stands in for the tile instructions
+#endif
   if (isa == Isa::amx) {
     static const bool amx = avx512 && __builtin_cpu_supports("avx512bf16") &&
                             __builtin_cpu_supports("amx-bf16") && request_tiles();
