@@ -116,6 +116,9 @@ inline Vec<acc_t<T>> load_part(const T* p, int64_t n) {
 }
 template <class T>
 inline void store_part(T* p, Vec<acc_t<T>> v, int64_t n) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+#endif
   T lanes[kLanes<acc_t<T>>];
   store(lanes, v);
   __builtin_memcpy(p, lanes, size_t(n) * sizeof(T));
