@@ -147,6 +147,21 @@ def test_fit_patience_stops_and_keeps_the_best(tmp_path, data, monkeypatch):
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
 
 
+def test_fit_patience_does_not_choose_the_start(tmp_path, data, monkeypatch):
+    """Where every validation is worse than the first, the least bad trained model is kept."""
+    losses = iter([1.0, 4.0, 5.0, 6.0])
+    monkeypatch.setattr(LanguageModelling, "validate", lambda *_: {"loss": next(losses)})
+    result = fit(tiny_config(data, tmp_path / "run", run_patience=2, run_val_every=2))
+    assert (result.step, result.val_loss) == (2, 4.0)
+
+
+def test_fit_stops_at_a_validation_loss_that_is_not_finite(tmp_path, data, monkeypatch):
+    losses = iter([5.0, float("inf")])
+    monkeypatch.setattr(LanguageModelling, "validate", lambda *_: {"loss": next(losses)})
+    with pytest.raises(RuntimeError, match="validation loss must be finite; got inf at step 5"):
+        fit(tiny_config(data, tmp_path / "run"))
+
+
 def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path, data, monkeypatch):
     loss = LanguageModelling.loss
 

@@ -152,7 +152,7 @@ class _Loop:
             total, count = total + loss.item(), count + int(terms)
         sums.release()
         mean = total / max(count, 1)
-        self._expect_finite("loss", mean)
+        self._expect_finite("loss", mean, self.step + 1)
         rate = learning_rate(self.step, self.total_steps, optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -160,7 +160,7 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         norm = float(self.optimizer.grad_norm)
-        self._expect_finite("gradient norm", norm)
+        self._expect_finite("gradient norm", norm, self.step + 1)
         tokens = sum(batch["tokens"].numel() for batch in batches)
         return {"train/loss": mean, "train/lr": rate, "train/grad_norm": norm, "tokens": tokens}
 
@@ -173,19 +173,20 @@ class _Loop:
         self.model.train()
         self.val_seconds = time.perf_counter() - started
         self.seconds += self.val_seconds
-        if measures["loss"] < self.best_loss:
+        self._expect_finite("validation loss", measures["loss"], self.step)
+        if self.step and measures["loss"] < self.best_loss:  # step 0 is where it starts from
             self.best_loss, self.best_step, self.bad_validations = measures["loss"], self.step, 0
-        else:
+        elif self.step:
             self.bad_validations += 1
         return {f"eval/{name}": value for name, value in measures.items()}
 
-    def _expect_finite(self, name: str, value: float) -> None:
+    def _expect_finite(self, name: str, value: float, step: int) -> None:
+        """RuntimeError that says where it happened and what can be done."""
         if not math.isfinite(value):
             path, _ = checkpoint.newest(self.run_dir)
             kept = f"{path.name} is from before" if path else "no checkpoint was saved before"
             raise RuntimeError(
-                f"train: {name} must be finite; got {value} at step {self.step + 1}; "
-                f"lower optim.lr ({kept})"
+                f"train: {name} must be finite; got {value} at step {step}; lower optim.lr ({kept})"
             )
 
     def _patience_exhausted(self) -> bool:
