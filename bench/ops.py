@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 import pyfast
+from bench.cases import cases
 from bench.timing import interleave, ratio
 from pyfast import backend, reference
-from pyfast.testing import Case, Maker, cases
+from pyfast.testing import Case, Maker
 
 OURS = "pyfast"
 Call = Callable[[], object]
@@ -160,7 +161,7 @@ def main() -> None:
         limits[name] = ceilings(dtype)
         print(f"\n{name}: ceilings {limits[name]}; ours, then torch")
         for op in options.ops or backend.OPS:
-            for case in cases(op, bench=True):
+            for case in cases(op):
                 for direction in ("forward", "backward") if case.grads else ("forward",):
                     rows.append(measure(case, direction, dtype, options))
                     show(rows[-1], limits[name])

@@ -1,7 +1,7 @@
 """The plain-torch meaning of each operation: names and arguments of the doors in `pyfast.ops`.
 
-These functions are differentiable by torch's own autograd, run on any device and dtype, and are what
-a door falls back to where no kernel exists. In float64 they are the truth kernels are tested against.
+These functions are differentiable by torch's own autograd, run on any device and dtype, and are
+what a door falls back to where no kernel exists. In float64 they are the truth of the tests.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """Cases of every operation, one list for tests and bench: inputs, bytes and FLOPs.
 
-A case names an operation and makes its keyword arguments from a seed. Tests run the small ones
-(`CASES`) on every backend and dtype; the bench runs the large ones (`BENCH_CASES`).
+Tests run `CASES` on every backend and dtype; `bench/cases.py` makes larger ones.
 """
 
 from collections.abc import Callable
@@ -52,7 +51,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
-        """The keyword arguments of one call, gradients not yet asked for."""
+        """The keyword arguments of one call."""
         return {**self.make(Maker(dtype, seed)), **self.settings}
 
     def __str__(self) -> str:
@@ -68,8 +67,7 @@ def linear_act(m: int, k: int, n: int, act: str, bias: bool = True, flipped: boo
 
     grads = ("x", "weight", "bias") if bias else ("x", "weight")
     name = f"{m}x{k}->{n} {act}" + (" flipped" if flipped else "") + ("" if bias else " no bias")
-    moved = m * k + n * k + m * n
-    flops = 2 * m * n * k
+    moved, flops = m * k + n * k + m * n, 2 * m * n * k
     return Case(
         "linear_act",
         name,
@@ -139,12 +137,11 @@ def linear_cross_entropy(
         head = t.normal(classes, k, scale=2 * k**-0.5)
         return {"input": t.normal(rows, k), "linear_weight": head, "target": target, **extra}
 
-    words = " ".join(f"{k}={v}" for k, v in settings.items())
-    words += (" bias" if bias else "") + (" weighted" if weighted else "")
+    words = " ".join(f"{k}={v}" for k, v in settings.items()) + (" bias" if bias else "")
     moved, flops = rows * k + classes * k, 2 * rows * k * classes
     return Case(
         "linear_cross_entropy",
-        f"{rows}x{k}->{classes} {words}".strip(),
+        f"{rows}x{k}->{classes} {words}{' weighted' if weighted else ''}".strip(),
         make,
         ("input", "linear_weight") + (("linear_bias",) if bias else ()),
         (moved, moved),
@@ -180,7 +177,7 @@ def attention(
     grads = ("query", "key", "value") + (("attn_mask",) if mask == "additive" else ())
     pairs = b * h * (sum(min(i + 1, tk) for i in range(tq)) if causal else tq * tk)
     moved = b * d * (2 * h * tq + 2 * kv * tk)
-    words = (" causal" if causal else "") + (f" {mask}" if mask else "")
+    words = (" causal" if causal else "") + f" {mask}" * bool(mask)
     name = f"{b}x{h}{f':{kv}' if kv != h else ''}x{tq}{f':{tk}' if tk != tq else ''}x{d}{words}"
     return Case(
         "attention",
@@ -198,9 +195,8 @@ def norm(op: str, rows: int, cols: int, *, affine: bool = True, residual: bool =
     names = (("weight", "bias") if op == "layer_norm" else ("weight",)) if affine else ()
 
     def make(t: Maker) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input": t.normal(rows, cols) + 0.5}
-        if residual:
-            inputs["residual"] = t.normal(rows, cols)
+        inputs = {"input": t.normal(rows, cols) + 0.5}
+        inputs |= {"residual": t.normal(rows, cols)} if residual else {}
         return inputs | {name: t.normal(cols) for name in names}
 
     grads = ("input", *names) + (("residual",) if residual else ())
@@ -250,10 +246,9 @@ def adamw(sizes: tuple[tuple[int, ...], ...], **settings: Any) -> Case:
         return {**lists, "step": 7}
 
     count = sum(prod(size) for size in sizes)
-    words = " ".join(f"{k}={v}" for k, v in settings.items())
     return Case(
         "adamw_step_",
-        f"{len(sizes)} tensors {words}".strip(),
+        " ".join([f"{len(sizes)} tensors", *(f"{k}={v}" for k, v in settings.items())]),
         make,
         (),
         (7 * count, 0),
@@ -262,8 +257,8 @@ def adamw(sizes: tuple[tuple[int, ...], ...], **settings: Any) -> Case:
     )
 
 
-# 37, 53, 29: odd and shorter than a tile; 130x600->270: past one block each way, two slices of depth;
-# 2 rows: the path that leaves the weight unpacked; 1100 rows: two chunks of the weight gradient.
+# 37, 53, 29: odd and shorter than a tile; 130x600->270: past one block each way, two slices of
+# depth; 2 rows: the path that packs nothing; 1100 rows: two chunks of the weight gradient.
 CASES = [
     *(linear_act(37, 29, 53, act) for act in reference.ACTIVATIONS),
     linear_act(130, 600, 270, "gelu_tanh", flipped=True),
@@ -299,30 +294,7 @@ CASES = [
     adamw(((40,), (3, 3)), max_norm=0.5, maximize=True, decoupled=False),
 ]
 
-GPT2_124M = ((50257, 768), (1024, 768), *((2304, 768), (768, 768), (3072, 768), (768, 3072)) * 12)
-BENCH_CASES = [
-    linear_act(2048, 768, 3072, "gelu_tanh"),
-    linear_act(2048, 768, 3072, "none"),
-    linear_act(2048, 3072, 768, "none"),
-    linear_act(32, 64, 64, "none"),
-    linear_glu(2048, 768, 2048),
-    cross_entropy(1024, 50257),
-    linear_cross_entropy(1024, 768, 50257),
-    attention(1, 12, 2048, 64, causal=True),
-    attention(4, 12, 512, 64, causal=True),
-    attention(1, 8, 1024, 128, kv=2),
-    *(
-        norm(op, 2048, n, residual=r)
-        for op in ("layer_norm", "rms_norm")
-        for n in (768, 4096)
-        for r in (False, True)
-    ),
-    rope(4, 12, 512, 64),
-    adamw(GPT2_124M, max_norm=1.0),
-]
 
-
-def cases(op: str | None = None, bench: bool = False) -> list[Case]:
+def cases(op: str | None = None) -> list[Case]:
     """The cases of one operation, or of all."""
-    known = BENCH_CASES if bench else CASES
-    return [case for case in known if op in (None, case.op)]
+    return [case for case in CASES if op in (None, case.op)]

@@ -15,10 +15,10 @@ def expect(condition: bool, op: str, argument: str, rule: str, got: Any, remedy:
         raise ValueError(_sentence(op, argument, rule, got, remedy))
 
 
-def expect_type(condition: bool, op: str, argument: str, rule: str, got: Any, todo: str = "") -> None:
+def expect_type(condition: bool, op: str, argument: str, rule: str, got: Any) -> None:
     """Raise TypeError unless `condition`: a dtype or a kind of object is wrong."""
     if not condition:
-        raise TypeError(_sentence(op, argument, rule, got, todo))
+        raise TypeError(_sentence(op, argument, rule, got))
 
 
 def expect_float(op: str, argument: str, tensor: Any) -> None:
