@@ -163,9 +163,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         while isinstance(error.__context__, OSError | SafetensorError):
             error = error.__context__  # the first one knows the reason, not another sentence
-        reason = getattr(error, "strerror", None) or str(error)
-        full = getattr(error, "errno", None) in FULL or "space left" in reason
-        hint = "; free some space, then resume the run" if full else ""
+        told = re.search(r"os error (\d+)", str(error))  # how safetensors passes errno on
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error)
+        hint = "; free some space, then resume the run" if number in FULL else ""
         raise RuntimeError(f"train: {path} must be writable; got {reason}{hint}") from error
 
 
