@@ -78,8 +78,24 @@ inline Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
+inline int32_t dtype_code(ScalarType type) {
+  switch (type) {
+    case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half: return aoti_torch_dtype_float16();
+    case ScalarType::Double: return aoti_torch_dtype_float64();
+    default: return aoti_torch_dtype_float32();
+  }
+}
+
+// An uninitialised contiguous CPU tensor of a floating dtype, by the C interface: torch::stable::empty looks its operator up by name.
 inline Tensor empty(const Sizes& sizes, ScalarType type) {
-  return torch::stable::empty({sizes.data(), sizes.size()}, type);
+  Sizes strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 1 ? sizes[d] : 1) strides[d] = stride;
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
+                                                         dtype_code(type), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 inline Tensor none_like(const Tensor& t) { return empty({0}, t.scalar_type()); }   // "not computed"
