@@ -15,10 +15,12 @@ def expect(condition: bool, op: str, argument: str, rule: str, got: Any, remedy:
         raise ValueError(_sentence(op, argument, rule, got, remedy))
 
 
-def expect_type(condition: bool, op: str, argument: str, rule: str, got: Any) -> None:
+def expect_type(
+    condition: bool, op: str, argument: str, rule: str, got: Any, remedy: str = ""
+) -> None:
     """Raise TypeError unless `condition`: a dtype or a kind of object is wrong."""
     if not condition:
-        raise TypeError(_sentence(op, argument, rule, got))
+        raise TypeError(_sentence(op, argument, rule, got, remedy))
 
 
 def expect_float(op: str, argument: str, tensor: Any) -> None:
@@ -53,12 +55,13 @@ def expect_shape(op: str, argument: str, tensor: Tensor, shape: Sequence[int], n
 
 def to_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors as torch.autocast wants the arguments of a matrix product: in its dtype."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
+    first = tensors[0]
+    known = isinstance(first, Tensor) and not first.is_meta  # what is not, the door's checks refuse
+    if not known or not torch.is_autocast_enabled(first.device.type):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(first.device.type)
     narrow = (torch.float32, torch.bfloat16, torch.float16)
-    return tuple(t if t is None or t.dtype not in narrow else t.to(dtype) for t in tensors)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in narrow else t for t in tensors)
 
 
 def _sentence(op: str, argument: str, rule: str, got: Any, remedy: str = "") -> str:
