@@ -83,11 +83,12 @@ inline int32_t dtype_code(ScalarType type) {
     case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
     case ScalarType::Half: return aoti_torch_dtype_float16();
     case ScalarType::Double: return aoti_torch_dtype_float64();
+    case ScalarType::Byte: return aoti_torch_dtype_uint8();
     default: return aoti_torch_dtype_float32();
   }
 }
 
-// An uninitialised contiguous CPU tensor of a floating dtype, by the C interface: torch::stable::empty looks its operator up by name.
+// An uninitialised contiguous CPU tensor (floating or bytes), by the C interface: torch::stable::empty looks its operator up by name.
 inline Tensor empty(const Sizes& sizes, ScalarType type) {
   Sizes strides(sizes.size());
   int64_t stride = 1;
