@@ -21,21 +21,22 @@ STABLE_TORCH_LIBRARY(pyfast, m) {
         "Tensor up, str act, bool need_x, bool need_weight, bool need_bias) -> (Tensor grad_x, "
         "Tensor grad_gate_weight, Tensor grad_up_weight, Tensor grad_gate_bias, Tensor grad_up_bias)");
 
-  // loss is per row, float32 (float64 for float64 logits), and the door reduces. lse [rows, 2] is
-  // log(sum(exp(x))) as the maximum and the logarithm of the sum of exp(x - maximum): their sum would lose digits.
-  m.def("cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing) -> "
-        "(Tensor loss, Tensor lse)");
+  // loss, lse and the class weights are float32 (float64 for float64 logits); loss is a scalar, or one per row for
+  // reduction "none". lse [rows, 2] is log(sum(exp(x))) as the maximum and the logarithm of the sum of
+  // exp(x - maximum): added up, they would lose digits.
+  m.def("cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, "
+        "str reduction) -> (Tensor loss, Tensor lse)");
   m.def("cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, "
-        "int ignore_index, float label_smoothing) -> Tensor");
+        "int ignore_index, float label_smoothing, str reduction) -> Tensor");
 
-  // reduction "mean" or "sum": a scalar loss, and the needed gradients of it, made in the same pass over the
-  // chunks. "none": a loss per row, and gradients by the backward op, which computes the logits again.
+  // Of a scalar loss (reduction "mean" or "sum") in float32 or float64, the needed gradients are made in the same
+  // pass; all others are made by the backward op, which computes the logits again. lse as of cross_entropy.
   m.def("linear_cross_entropy(Tensor x, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, "
         "int ignore_index, float label_smoothing, str reduction, bool need_x, bool need_weight, bool need_bias) -> "
         "(Tensor loss, Tensor lse, Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   m.def("linear_cross_entropy_backward(Tensor grad_loss, Tensor x, Tensor weight, Tensor? bias, Tensor target, "
-        "Tensor? class_weight, Tensor lse, int ignore_index, float label_smoothing, bool need_x, bool need_weight, "
-        "bool need_bias) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+        "Tensor? class_weight, Tensor lse, int ignore_index, float label_smoothing, str reduction, bool need_x, "
+        "bool need_weight, bool need_bias) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 
   m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float scale) -> "
         "(Tensor out, Tensor lse)");

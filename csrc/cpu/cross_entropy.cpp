@@ -14,47 +14,45 @@ Tensor with_adjacent_columns(const Tensor& logits) {
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& logits, const Tensor& target, std::optional<Tensor> weight,
-                                             int64_t ignore_index, double label_smoothing) {
+                                             int64_t ignore_index, double label_smoothing, std::string reduction) {
   expect_rank(kOp, "logits", logits, 2);
   const int64_t rows = logits.size(0), cols = logits.size(1);
   const DType dtype = dtype_of(kOp, "logits", logits);
   const ScalarType wide = accumulator_type(logits);
-  const Tensor classes = checked_targets(kOp, target, rows), in = with_adjacent_columns(logits);
-  check_class_weight(kOp, weight, cols, wide);
+  const Targets targets = checked_targets(kOp, target, weight, rows, cols, ignore_index, wide);
+  const Reduction mode = parse_reduction(kOp, reduction);
+  const Tensor in = with_adjacent_columns(logits);
   Tensor loss = empty({rows}, wide), lse = empty({rows, 2}, wide);
-  int64_t bad_row = rows;
-  const CrossEntropyArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(),
-                              static_cast<const int64_t*>(classes.const_data_ptr()), pointer(weight), ignore_index,
-                              label_smoothing, loss.mutable_data_ptr(), lse.mutable_data_ptr(), &bad_row};
+  const CrossEntropyArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(), targets.data(),
+                              pointer(targets.weight), ignore_index, label_smoothing, loss.mutable_data_ptr(),
+                              lse.mutable_data_ptr()};
   dispatch_isa([&](auto isa) { cross_entropy<decltype(isa)::value>(args); });
-  expect_targets_in_range(kOp, classes, rows, bad_row, cols, ignore_index);
-  return {loss, lse};
+  return {reduced(loss, targets, mode), lse};
 }
 
 Tensor cross_entropy_backward_cpu(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                                   std::optional<Tensor> weight, const Tensor& lse, int64_t ignore_index,
-                                  double label_smoothing) {
+                                  double label_smoothing, std::string reduction) {
   expect_rank(kOp, "logits", logits, 2);
   const int64_t rows = logits.size(0), cols = logits.size(1);
   const DType dtype = dtype_of(kOp, "logits", logits);
   const ScalarType wide = accumulator_type(logits);
-  const Tensor classes = checked_targets(kOp, target, rows), in = with_adjacent_columns(logits);
-  check_class_weight(kOp, weight, cols, wide);
-  expect_sizes(kOp, "grad_loss", grad_loss, {rows});
+  const Targets targets = checked_targets(kOp, target, weight, rows, cols, ignore_index, wide);
+  const Reduction mode = parse_reduction(kOp, reduction);
+  const bool each = mode == Reduction::none;
+  expect_sizes(kOp, "grad_loss", grad_loss, each ? Sizes{rows} : Sizes{});
   expect_scalar_type(kOp, "grad_loss", grad_loss, wide);
   expect_sizes(kOp, "lse", lse, {rows, 2});
   expect_scalar_type(kOp, "lse", lse, wide);
-  const Tensor sums = as_contiguous(lse);
+  const Tensor sums = as_contiguous(lse), in = with_adjacent_columns(logits);
   Tensor dx = empty({rows, cols}, logits.scalar_type());
   advise_huge_pages(dx.mutable_data_ptr(), size_t(rows * cols * size_of(dtype)));
-  int64_t bad_row = rows;
-  const CrossEntropyBackwardArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(),
-                                      static_cast<const int64_t*>(classes.const_data_ptr()), pointer(weight),
-                                      ignore_index, label_smoothing, grad_loss.const_data_ptr(), grad_loss.stride(0),
-                                      sums.const_data_ptr(), dx.mutable_data_ptr(),
-                                      &bad_row};
+  const CrossEntropyBackwardArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(), targets.data(),
+                                      pointer(targets.weight), ignore_index, label_smoothing,
+                                      grad_loss.const_data_ptr(), each ? grad_loss.stride(0) : 0,
+                                      mode == Reduction::mean ? 1 / targets.total_weight : 1,
+                                      sums.const_data_ptr(), dx.mutable_data_ptr()};
   dispatch_isa([&](auto isa) { cross_entropy_backward<decltype(isa)::value>(args); });
-  expect_targets_in_range(kOp, classes, rows, bad_row, cols, ignore_index);
   return dx;
 }
 

@@ -5,7 +5,8 @@
 
 namespace pyfast {
 
-// Logits [rows, cols] with adjacent columns and any row stride (in elements); null means absent. `weight`,
+// Logits [rows, cols] with adjacent columns and any row stride (in elements); every target a class or ignore_index;
+// null means absent. `weight`,
 // `loss` and `lse` are of the accumulator type. `lse` [rows, 2] is log(sum(exp(x))) as the maximum and the logarithm
 // of the sum of exp(x - maximum): added up, they would lose two digits for logits of about -100 (GPT-2's).
 struct CrossEntropyArgs {
@@ -16,8 +17,7 @@ struct CrossEntropyArgs {
   const void* weight;
   int64_t ignore_index;
   double label_smoothing;
-  void *loss, *lse;
-  int64_t* first_bad_row;   // set to the lowest row whose target is neither a class nor ignore_index
+  void *loss, *lse;           // [rows], [rows, 2]
 };
 
 struct CrossEntropyBackwardArgs {
@@ -29,10 +29,10 @@ struct CrossEntropyBackwardArgs {
   int64_t ignore_index;
   double label_smoothing;
   const void* grad_loss;      // of the accumulator type
-  int64_t grad_loss_stride;   // 0 where one number was expanded
+  int64_t grad_loss_stride;   // 0: one number for all rows
+  double grad_scale;          // multiplies it
   const void* lse;
   void* grad_logits;          // [rows, cols], contiguous
-  int64_t* first_bad_row;
 };
 
 template <Isa kIsa> void cross_entropy(const CrossEntropyArgs&);

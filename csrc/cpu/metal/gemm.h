@@ -29,7 +29,7 @@ void multiply_block(const Panels<Core>& a, const Panels<Core>& b, int64_t row, i
                     typename Core::Acc* c) {
   const int64_t depth = padded_depth<Core>(a.depth);
   const int64_t slices = max_of(1, ceil_div(depth, kSliceDepth));
-  const int64_t slice = round_up(ceil_div(depth, slices), Core::kDepth);
+  const int64_t slice = max_of(Core::kDepth, round_up(ceil_div(depth, slices), Core::kDepth));   // depth may be 0
   for (int64_t k = 0; k < depth || k == 0; k += slice) {
     const int64_t deep = min_of(slice, depth - k);
     for (int64_t j = 0; j < cols; j += Core::kCols)

@@ -1,5 +1,5 @@
-// log(sum(exp(x))) of a row in one read: a running maximum, and the sum of exp(x - maximum), in every lane
-// (Milakov & Gimelshein, 2018).
+// The arithmetic of the cross entropies on one row of logits: log(sum(exp(x))) in one read by a running maximum
+// and the sum of exp(x - maximum) in every lane (Milakov & Gimelshein, 2018), and the gradient.
 #pragma once
 
 #include "vecmath.h"
@@ -29,20 +29,69 @@ struct LogSumExp {
     peak = top;
   }
 
-  // lse[0] + lse[1] is the answer: the maximum, and the logarithm of the sum beside it.
-  void result(A* lse) const {
-    lse[0] = max_lanes(peak);
-    lse[1] = A(__builtin_log(double(sum_lanes(total * exp(peak - lse[0])))));
+  void result(A& top, A& sum) const {
+    top = max_lanes(peak);
+    sum = sum_lanes(total * exp(peak - top));
   }
 };
 
-// The lowest of `first` and `row`, by any number of threads.
-inline void note_first(int64_t* first, int64_t row) {
-  int64_t seen = __atomic_load_n(first, __ATOMIC_RELAXED);
-  while (row < seen &&
-         !__atomic_compare_exchange_n(first, &seen, row, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-  }
+// Sum of weight * (x - origin); without weights, of x - origin.
+template <class T, class A = acc_t<T>>
+Vec<A> weighted_sum(const T* x, const A* weight, A origin, int64_t n) {
+  Vec<A> sum{};
+  sweep<A>(n, [&](auto lanes, int64_t i) {
+    Vec<A> d = lanes.load(x + i) - origin;
+    if (weight) d *= lanes.load(weight + i);
+    sum += lanes.keep(d, 0);
+  });
+  return sum;
 }
+
+// The sum of the class weights; without weights, the number of classes.
+template <class A>
+A class_total(const A* weight, int64_t n) {
+  if (!weight) return A(n);
+  Vec<A> sum{};
+  sweep<A>(n, [&](auto lanes, int64_t i) { sum += lanes.load(weight + i); });
+  return sum_lanes(sum);
+}
+
+// The gradient g of a row's loss carried to its logits. With e the smoothing, w the class weights, t the target:
+// g ((1 - e) w_t + e / V sum(w)) softmax(x)_c - g e / V w_c - [c = t] g (1 - e) w_t.
+template <class A>
+struct LogitGradient {
+  A top, log_total, scale, uniform, picked;
+  const A* weight;
+  int64_t target;
+
+  LogitGradient(A g, const A* lse, const A* class_weight, A weight_sum, double smoothing, int64_t classes, int64_t t)
+      : top(lse[0]), log_total(lse[1]), uniform(g * A(smoothing / double(classes))),
+        picked(g * (A(1 - smoothing) * (class_weight ? class_weight[t] : A(1)))), weight(class_weight), target(t) {
+    scale = picked + uniform * weight_sum;
+  }
+
+  Vec<A> softmax(Vec<A> x) const { return scale * exp((x - top) - log_total); }
+
+  // For the classes [first, first + n), whose logits are x; dx may be x.
+  template <class T>
+  void write(T* dx, const T* x, int64_t first, int64_t n) const {
+    const bool hit = target >= first && target < first + n;
+    A at_target = 0;
+    if (hit) {
+      const A spread = uniform * (weight ? weight[target] : A(1));
+      at_target = (softmax(splat(A(load_one(x + target - first))))[0] - picked) - spread;
+    }
+    if (uniform == 0)
+      sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(dx + i, softmax(lanes.load(x + i))); });
+    else if (!weight)
+      sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(dx + i, softmax(lanes.load(x + i)) - uniform); });
+    else
+      sweep<A>(n, [&](auto lanes, int64_t i) {
+        lanes.store(dx + i, softmax(lanes.load(x + i)) - uniform * lanes.load(weight + first + i));
+      });
+    if (hit) store_one(dx + target - first, at_target);
+  }
+};
 
 }  // namespace
 }  // namespace pyfast

@@ -1,0 +1,159 @@
+"""Cross entropy of a linear layer's output, whose logits never exist whole."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast import backend, reference
+from pyfast.ops.checks import expect, expect_like, expect_shape, to_autocast
+from pyfast.ops.cross_entropy import check_targets, in_accumulator_type, loss_dtype
+from pyfast.ops.register import below_autograd, differentiable, register_fake
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`F.linear_cross_entropy` for class indices: cross_entropy(linear(input, linear_weight), ...).
+
+    Rows that do not count are left out of the matrix products. For float32 and float64 the gradients
+    of a "mean" or "sum" are made together with the loss, in three products; all others by the
+    backward, which computes the logits again. Workspace: about an eighth of what the logits would
+    take, or 16 MB.
+
+    Args:
+        input: [..., K], float32, bfloat16, float16 or float64.
+        linear_weight: [V, K], any strides; linear_bias: [V]. Both of the dtype of `input`.
+        target: class indices [...], int64 (or uint8), in [0, V) or `ignore_index`.
+        weight: a weight per class [V], the dtype of `input` or float32; takes no gradient.
+        reduction, ignore_index, label_smoothing, dtype: as of `cross_entropy`; None ignores -100.
+
+    Returns:
+        A scalar; with reduction "none" the loss of each row, in the shape of `target`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a shape, a value, a dtype or a device does not fit.
+    """
+    op = "linear_cross_entropy"
+    ignore_index = -100 if ignore_index is None else ignore_index
+    out = loss_dtype(input, dtype) if isinstance(input, Tensor) else dtype
+    input, linear_weight, linear_bias = to_autocast(input, linear_weight, linear_bias)
+    _parse(op, input, linear_weight, linear_bias)
+    check_targets(op, input, target, weight, reduction, label_smoothing, dtype, linear_weight)
+    target = target if target.dtype == torch.int64 else target.long()
+    if backend.uses_reference(op, input.device.type):
+        return reference.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=None if weight is None else weight.to(input.dtype),
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            dtype=dtype,
+        )
+    rows = target.numel()
+    differentiated = (input, linear_weight, linear_bias)
+    wanted = torch.is_grad_enabled()
+    need = (wanted and t is not None and t.requires_grad for t in differentiated)
+    loss, *_ = _linear_cross_entropy(
+        input.reshape(rows, input.shape[-1]),
+        linear_weight,
+        linear_bias,
+        target.reshape(rows),
+        in_accumulator_type(weight, input),
+        ignore_index,
+        label_smoothing,
+        reduction,
+        *need,
+    )
+    return (loss.reshape(target.shape) if reduction == "none" else loss).to(out)
+
+
+def _parse(op: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    expect_like(op, "linear_weight", linear_weight, input, "input")
+    rank, shape = linear_weight.dim(), list(linear_weight.shape)
+    expect(rank == 2, op, "linear_weight", "be [V, K]", shape)
+    fits = input.dim() >= 1 and input.shape[-1] == shape[1]
+    rule = f"end in K={shape[1]} to match linear_weight {shape}"
+    expect(fits, op, "input", rule, list(input.shape))
+    if linear_bias is not None:
+        expect_like(op, "linear_bias", linear_bias, input, "input")
+        expect_shape(op, "linear_bias", linear_bias, shape[:1], f"[V={shape[0]}]")
+
+
+def _with_loss(x: Tensor, reduction: str) -> bool:
+    """Whether the op makes the gradients together with the loss; the C++ decides the same way."""
+    return reduction != "none" and x.dtype in (torch.float32, torch.float64)
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Any, target: Any, class_weight: Any, *modes: Any
+) -> tuple[Tensor, ...]:
+    _, _, reduction, *need = modes
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    loss = x.new_empty(x.shape[0] if reduction == "none" else (), dtype=wide)
+    now = _with_loss(x, reduction)
+    grads = _gradients_like(x, weight, bias, (now and n for n in need))
+    return loss, x.new_empty((x.shape[0], 2), dtype=wide), *grads
+
+
+def _backward_fake(
+    grad_loss: Any, x: Tensor, weight: Tensor, bias: Any, target: Any, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _gradients_like(x, weight, bias, rest[-3:])
+
+
+def _gradients_like(x: Tensor, weight: Tensor, bias: Any, need: Any) -> tuple[Tensor, ...]:
+    need_x, need_weight, need_bias = need
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        weight.new_empty(weight.shape[:1] if need_bias and bias is not None else 0),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, weight, bias, target, class_weight, *modes = inputs
+    ctx.modes, ctx.need = modes[:3], modes[3:]
+    if _with_loss(x, modes[2]):
+        ctx.save_for_backward(*output[2:])
+    else:
+        ctx.save_for_backward(x, weight, bias, target, class_weight, output[1])
+
+
+def _gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple:
+    if grad_loss is None:
+        return (None,) * 11
+    if len(ctx.saved_tensors) == 3:
+        grads = _scaled(ctx.saved_tensors, ctx.need, grad_loss)
+    else:
+        grads = _linear_cross_entropy_backward(grad_loss, *ctx.saved_tensors, *ctx.modes, *ctx.need)
+    return *(g if n else None for g, n in zip(grads, ctx.need, strict=True)), *(None,) * 8
+
+
+def _scaled(saved: tuple[Tensor, ...], need: list[bool], factor: Tensor) -> list[Tensor]:
+    """The saved gradients times `factor`, in new tensors unless this is their last use."""
+    if type(factor) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
+        return [g * factor.to(g.dtype) if n else g for g, n in zip(saved, need, strict=True)]
+    if factor == 1:
+        return list(saved)
+    return [g.mul_(factor.to(g.dtype)) if n else g for g, n in zip(saved, need, strict=True)]
+
+
+register_fake("linear_cross_entropy", _fake)
+register_fake("linear_cross_entropy_backward", _backward_fake)
+_linear_cross_entropy_backward = below_autograd("linear_cross_entropy_backward")
+_linear_cross_entropy = differentiable(
+    "linear_cross_entropy", _setup, _gradients, statistics=(1, 2, 3, 4)
+)
