@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyfast import backend, testing
-from tests.recorded_calls import recorded
+from tests.run_case import recorded
 
 HUGE = 2**40
 

@@ -12,7 +12,14 @@ from torch import Tensor
 import pyfast
 from pyfast import backend, reference, testing
 from pyfast.testing import Case
-from tests.recorded_calls import cotangent, each_tensor, recorded, results
+from tests.run_case import (
+    assert_as_good_as_torch,
+    cotangent,
+    each_tensor,
+    recorded,
+    results,
+    strided,
+)
 
 pytestmark = pytest.mark.skipif(backend.extension() is None, reason="pyfast._C is not built")
 
@@ -33,33 +40,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def cloned(inputs: dict[str, Any]) -> dict[str, Any]:
     return each_tensor(inputs, lambda _, t: t.clone())
-
-
-def in_float64(case: Case, inputs: dict[str, Any]) -> dict[str, Any]:
-    def wide(name: str, t: Tensor) -> Tensor:
-        return t.double() if t.is_floating_point() and name not in case.constants else t
-
-    return each_tensor(inputs, wide)
-
-
-def assert_as_good_as_torch(case: Case, dtype: torch.dtype) -> None:
-    """|ours - truth| <= 2 max |torch - truth| + a few eps of max |truth|."""
-    inputs = case.inputs(dtype)
-    plain = getattr(reference, case.op)
-    ours = results(case, getattr(pyfast, case.op), inputs)
-    theirs = results(case, plain, inputs)
-    truths = results(case, plain, in_float64(case, inputs))
-    for i, (our, their, truth) in enumerate(zip(ours, theirs, truths, strict=True)):
-        assert our.dtype == their.dtype and our.shape == their.shape
-        # in float64 torch's error cannot be measured against itself: allow for the order of sums
-        floor = (64 if dtype == torch.float64 else 4) * torch.finfo(our.dtype).eps
-        allowed = 2 * (their.double() - truth).abs().max() + floor * truth.abs().max()
-        error = (our.double() - truth).abs()
-        at = int(error.argmax())
-        assert error.max() <= allowed, (
-            f"{case} {dtype} result {i} at {at}: ours {our.flatten()[at]}, "
-            f"torch {their.flatten()[at]}, truth {truth.flatten()[at]}"
-        )
 
 
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=lambda d: str(d)[6:])
@@ -120,15 +100,6 @@ def gradients_of(case: Case, wanted: tuple[str, ...]) -> list[Tensor | None]:
     if outs:
         torch.autograd.backward(outs, [cotangent(o) for o in outs])
     return [inputs[name].grad for name in case.grads]
-
-
-def strided(_: str, t: Tensor) -> Tensor:
-    """The same values, every second element of each dimension of a larger tensor."""
-    if t.dim() == 0 or t.numel() == 0:
-        return t
-    big = t.new_zeros([2 * n for n in t.shape])
-    view = big[tuple(slice(None, None, 2) for _ in t.shape)]
-    return view.copy_(t)
 
 
 @pytest.mark.parametrize("case", FIRST, ids=str)
