@@ -71,6 +71,8 @@ def attention(
 
 def _expect_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     op = "attention"
+    if _plain(query, key, value):
+        return
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         expect(tensor.dim() >= 2, op, name, "have the dimensions [..., T, D]", list(tensor.shape))
         expect_like(op, name, tensor, query, "query")
@@ -89,6 +91,20 @@ def _expect_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
         remedy = "" if enable_gqa or count == 0 or heads[0] % count else "pass enable_gqa=True"
         fits = fits or count == heads[0]
         expect(fits, op, name, f"have {rule} query's {heads[0]}", list(tensor.shape), remedy)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether nothing broadcasts and all fits: the usual case, told in a tenth of the time."""
+    shape = query.shape
+    return (
+        len(shape) == 4
+        and key.shape == value.shape
+        and shape[:2] == key.shape[:2]
+        and shape[3] == key.shape[3]
+        and 1 <= shape[3] <= MOST_FEATURES
+        and query.dtype == key.dtype == value.dtype
+        and query.device == key.device == value.device
+    )
 
 
 def _expect_modes(mask: Tensor | None, dropout_p: float, is_causal: bool, query: Tensor) -> None:

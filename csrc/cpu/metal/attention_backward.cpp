@@ -18,31 +18,54 @@ struct BackwardBuffers {
   KeyBuffers<Core> keys;
   QueryBuffers<Core> queries;
   A *dk, *dv, *dq;
-  E *p_rows, *ds_rows, *ds_columns;
+  E *rows, *ds_columns;   // P, then dS, as packed rows; dS as packed columns
 
   BackwardBuffers(Carver& c, const AttentionArgs& a, int64_t blocks, int64_t kept)
       : keys(c, a, blocks), queries(c, a), dk(c.take<A>(blocks * kBlockKeys<Core> * wide(a.size))),
         dv(c.take<A>(blocks * kBlockKeys<Core> * wide(a.value_size))), dq(c.take<A>(kept * dq_size(a))),
-        p_rows(c.take<E>(rows_size())), ds_rows(c.take<E>(rows_size())),
+        rows(c.take<E>(rows_size())),
         ds_columns(c.take<E>(Core::kDepth > 1 ? padded_depth<Core>(kBlockKeys<Core>) * Core::kCols : 0)) {}
 
   static int64_t wide(int64_t features) { return round_up(features, Core::kCols); }
   static int64_t dq_size(const AttentionArgs& a) { return round_up(a.size, Core::kRows) * kBlockQueries<Core>; }
-  static int64_t rows_size() { return kBlockKeys<Core> * padded_depth<Core>(kBlockQueries<Core>); }
+  static int64_t rows_size() {
+    return kBlockKeys<Core> * padded_depth<Core>(kBlockQueries<Core>) + kLanes<A>;   // room for the last store
+  }
 };
 
-// sum[keys][wide] += tile^T, as packed rows, times the features of the queries.
+// The tile as packed rows, [keys] by the queries as depth. Where a vector holds a whole step of a panel it is
+// stored whole: what it writes too much, the next step or panel overwrites.
+template <class Core>
+void pack_tile_rows(typename Core::Elem* rows, const typename Core::Acc* tile, const Tile& t) {
+  using A = typename Core::Acc;
+  constexpr int64_t C = Core::kCols, R = Core::kRows, n = kLanes<A>;
+  const int64_t depth = padded_depth<Core>(t.queries);
+  for (int64_t key = 0; key < t.keys; key += R)
+    for (int64_t q = 0; q < t.queries; q += C) {
+      const A* from = tile + q / C * kBlockKeys<Core> * C + key * C;
+      if constexpr (Core::kDepth > 1 || R > n) {
+        pack_row_panel<Core>(rows + key * depth + q * R, Operand<A>{from, C, 1, t.keys - key, min_of(C, t.queries - q)});
+      } else {
+        const int64_t there = t.keys - key;
+        for (int64_t i = 0; i < min_of(C, t.queries - q); i += n) {
+          Vec<A> block[n] = {};
+#pragma GCC unroll 16
+          for (int64_t r = 0; r < R; ++r) block[r] = r < there ? load(from + r * C + i) : Vec<A>{};
+          transpose(block);
+#pragma GCC unroll 16
+          for (int64_t j = 0; j < n; ++j) store(rows + key * depth + (q + i + j) * R, block[j]);
+        }
+      }
+    }
+}
+
+// sum[keys][wide] += tile^T times the features of the queries.
 template <class Core>
 void add_key_gradient(const Tile& t, const typename Core::Acc* tile, const typename Core::Elem* across,
                       int64_t features, typename Core::Elem* rows, typename Core::Acc* sum) {
   constexpr int64_t C = Core::kCols, R = Core::kRows;
   const int64_t depth = padded_depth<Core>(t.queries), wide = round_up(features, C);
-  for (int64_t key = 0; key < t.keys; key += R)
-    for (int64_t q = 0; q < t.queries; q += C) {
-      const auto* from = tile + q / C * kBlockKeys<Core> * C + key * C;
-      const Operand<typename Core::Acc> operand{from, C, 1, t.keys - key, min_of(C, t.queries - q)};
-      pack_row_panel<Core>(rows + key * depth + q * R, operand);
-    }
+  pack_tile_rows<Core>(rows, tile, t);
   for (int64_t j = 0; j < features; j += C)
     for (int64_t key = 0; key < t.keys; key += R)
       Core::multiply(depth, rows + key * depth, across + j * depth, sum + key * wide + j, wide, true);
@@ -114,8 +137,8 @@ void backward_queries(const AttentionBackwardArgs& g, const Work& w, Tile t, int
     if (w.dkv) {
       auto* dv = own.dv + slot * kBlockKeys<Core> * own.wide(a.value_size);
       auto* dk = own.dk + slot * kBlockKeys<Core> * own.wide(a.size);
-      add_key_gradient<Core>(t, q.scores, q.dout_across, a.value_size, own.p_rows, dv);
-      add_key_gradient<Core>(t, q.dscores, q.q_across, a.size, own.ds_rows, dk);
+      add_key_gradient<Core>(t, q.scores, q.dout_across, a.value_size, own.rows, dv);
+      add_key_gradient<Core>(t, q.dscores, q.q_across, a.size, own.rows, dk);
     }
     if (w.dq) add_query_gradient<Core>(a, t, own, slot, dq, first + slot > 0);
   }

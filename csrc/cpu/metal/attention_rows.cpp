@@ -7,18 +7,24 @@ namespace {
 
 constexpr int64_t kGrainElements = 1 << 15;   // keys and values read by a thread at least
 
-// s[key] = q . k[key], four keys at a time to hide the latency of the sums.
+// s[key] = q . k[key], a vector of keys at a time: the sums of the products are transposed, so that adding them
+// up needs no sum across lanes.
 template <class T, class A>
 void dot_keys(const A* q, const T* k, int64_t stride, int64_t keys, int64_t size, A* s) {
-  for (int64_t key = 0; key < keys; key += 4) {
-    const T* row[4];
-    for (int64_t j = 0; j < 4; ++j) row[j] = k + min_of(key + j, keys - 1) * stride;
-    Vec<A> sum[4] = {};
-    sweep<A>(size, [&](auto lanes, int64_t i) {
-      const Vec<A> x = lanes.load(q + i);
-      for (int64_t j = 0; j < 4; ++j) sum[j] += x * lanes.load(row[j] + i);
-    });
-    for (int64_t j = 0; j < min_of(4, keys - key); ++j) s[key + j] = sum_lanes(sum[j]);
+  constexpr int64_t n = kLanes<A>;
+  for (int64_t key = 0; key < keys; key += n) {
+    Vec<A> sum[n] = {};
+    const int64_t there = min_of(n, keys - key);
+    for (int64_t j = 0; j < there; ++j) {
+      const T* row = k + (key + j) * stride;
+      Vec<A> dot{};
+      sweep<A>(size, [&](auto lanes, int64_t i) { dot += lanes.load(q + i) * lanes.load(row + i); });
+      sum[j] = dot;
+    }
+    transpose(sum);
+    for (int64_t half = n / 2; half; half /= 2)
+      for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+    store_part(s + key, sum[0], there);
   }
 }
 

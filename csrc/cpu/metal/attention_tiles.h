@@ -117,7 +117,7 @@ inline T* at(const Heads<Data>& x, int64_t b, int64_t h, int64_t t) {
 // Panels of `count` positions from t on, as rows or columns of a product over the features; or, `across`, of
 // the features, for a product over the positions.
 template <class Core, bool kRows, bool kAcross>
-void pack_heads(DType dtype, typename Core::Elem* to, const Heads<const void>& x, int64_t b, int64_t h, int64_t t,
+__attribute__((noinline)) void pack_heads(DType dtype, typename Core::Elem* to, const Heads<const void>& x, int64_t b, int64_t h, int64_t t,
                 int64_t count, int64_t features) {
   constexpr int64_t width = kRows ? Core::kRows : Core::kCols;
   dispatch_storage<Core>(dtype, [&](auto tag) {
@@ -135,7 +135,7 @@ void pack_heads(DType dtype, typename Core::Elem* to, const Heads<const void>& x
 
 // c[rows][kCols] (+)= row panels times one column panel.
 template <class Core>
-void multiply_rows(int64_t rows, int64_t depth, const typename Core::Elem* a, const typename Core::Elem* b,
+__attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const typename Core::Elem* a, const typename Core::Elem* b,
                    typename Core::Acc* c, bool accumulate) {
   const int64_t padded = padded_depth<Core>(depth);
   for (int64_t i = 0; i < rows; i += Core::kRows)
@@ -154,7 +154,7 @@ const typename Core::Elem* as_columns(const typename Core::Acc* tile, int64_t ke
 
 // out[lane][i] = tile[i][lane] * factor[lane]: back from a column per query to a row per query.
 template <class Core, class T>
-void store_transposed(const typename Core::Acc* tile, const typename Core::Acc* factor, T* out, int64_t stride,
+__attribute__((noinline)) void store_transposed(const typename Core::Acc* tile, const typename Core::Acc* factor, T* out, int64_t stride,
                       int64_t lanes, int64_t features) {
   using A = typename Core::Acc;
   constexpr int64_t n = kLanes<A>;
