@@ -61,7 +61,7 @@ def cross_entropy(
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
-    return loss.to(input.dtype if dtype is None else dtype)
+    return loss if dtype is None else loss.to(dtype)
 
 
 def linear_cross_entropy(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyfast import backend, reference
-from pyfast.ops.checks import expect, expect_like, expect_shape, to_autocast
+from pyfast.ops.checks import expect, expect_float, expect_like, expect_shape, to_autocast
 from pyfast.ops.cross_entropy import check_targets, in_accumulator_type, loss_dtype
 from pyfast.ops.register import below_autograd, differentiable, register_fake
 
@@ -81,6 +81,7 @@ def linear_cross_entropy(
 
 
 def _parse(op: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    expect_float(op, "input", input)
     expect_like(op, "linear_weight", linear_weight, input, "input")
     rank, shape = linear_weight.dim(), list(linear_weight.shape)
     expect(rank == 2, op, "linear_weight", "be [V, K]", shape)
