@@ -6,6 +6,9 @@ The texts are read from `config.data.path` (see `pyfast.data.labelled`) and divi
 validation and test parts. The test part is written into the run as `test.jsonl` and not looked at
 until `pyfast evaluate`. The division does not depend on `run.seed`, so runs with different seeds
 are measured on the same texts.
+
+A language model that was pretrained on "stdlib" has read the files of the "stdlib" test part too,
+though without labels. To measure on text it has never seen, pretrain on other data.
 """
 
 import dataclasses

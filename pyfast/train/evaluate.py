@@ -128,7 +128,7 @@ def as_text(measures: dict[str, Any]) -> str:
     """The measures as a table for people."""
     if "per_class" not in measures:
         return (
-            f"validation loss   {measures['loss']:.4f} nats/token\n"
+            f"loss              {measures['loss']:.4f} nats/token\n"
             f"perplexity        {measures['perplexity']:.2f}\n"
             f"bits per byte     {measures['bits_per_byte']:.4f}\n"
             f"measured on       {measures['tokens']:,} tokens ({measures['bytes']:,} bytes)"
