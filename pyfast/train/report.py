@@ -151,7 +151,7 @@ def _numbers(history: dict[str, tuple[list[float], list[float]]], evaluation: di
     found: list[tuple[str, str]] = []
     if history:
         found.append(("steps", f"{max(steps[-1] for steps, _ in history.values()):,.0f}"))
-    for key, label in (("train/loss", "last training loss"), ("eval/accuracy", "validation accuracy")):
+    for key, label in (("train/loss", "training loss"), ("eval/accuracy", "validation accuracy")):
         if key in history:
             found.append((label, f"{history[key][1][-1]:.3f}"))
     if "eval/loss" in history:
