@@ -1,4 +1,4 @@
-"""Promises of rope beyond its cases: any strides, its inverse, its angles, the words of its errors."""
+"""Promises of rope beyond its cases: strides, its inverse, leading dimensions, errors."""
 
 import pytest
 import torch
@@ -35,7 +35,9 @@ def test_rope_gradient_is_the_inverse_rotation(interleaved):
     torch.testing.assert_close(x.grad, x.detach())
 
 
-@pytest.mark.parametrize("shape", [(7, 8), (3, 7, 8), (2, 2, 3, 7, 8), (0, 3, 7, 8), (0, 2, 3, 7, 8)])
+@pytest.mark.parametrize(
+    "shape", [(7, 8), (3, 7, 8), (2, 2, 3, 7, 8), (0, 3, 7, 8), (0, 2, 3, 7, 8)]
+)
 def test_rope_takes_any_leading_dimensions(shape):
     x = torch.randn(shape)
     cos, sin = _tables(7, 8)
@@ -44,7 +46,9 @@ def test_rope_takes_any_leading_dimensions(shape):
 
 def test_rope_refuses_what_does_not_fit():
     x, (cos, sin) = torch.randn(1, 2, 4, 6), _tables(4, 6)
-    with pytest.raises(ValueError, match=r"rope: x must end in an even head size; got \[1, 2, 4, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"rope: x must end in an even head size; got \[1, 2, 4, 5\]"
+    ):
         pyfast.rope(x[..., :5], cos, sin)
     with pytest.raises(ValueError, match=r"rope: sin must be \[T=4, D/2=3\]; got \[3, 3\]"):
         pyfast.rope(x, cos, sin[:3])
