@@ -43,9 +43,9 @@ NormOutputs norm_forward(const char* op, const Tensor& x, std::optional<Tensor> 
   NormOutputs made{empty({rows, cols}, type), residual ? empty({rows, cols}, type) : none_like(x),
                    empty({centred ? rows : 0}, wide), empty({rows}, wide)};
   const DType affine_dtype = affine == type ? dtype : DType::float32;
-  const NormArgs args{dtype, affine_dtype, rows, cols, eps, in.const_data_ptr(),
-                      pointer(residual), pointer(weight), pointer(bias), made.out.mutable_data_ptr(), made.sum.mutable_data_ptr(), made.mean.mutable_data_ptr(),
-                      made.rstd.mutable_data_ptr()};
+  const NormArgs args{dtype, affine_dtype, rows, cols, eps, in.const_data_ptr(), pointer(residual), pointer(weight),
+                      pointer(bias), made.out.mutable_data_ptr(), made.sum.mutable_data_ptr(),
+                      made.mean.mutable_data_ptr(), made.rstd.mutable_data_ptr()};
   if (rows > 0 && cols > 0) dispatch_isa([&](auto isa) { kernel(isa, args); });
   return made;
 }
