@@ -184,10 +184,11 @@ void pack_col_panel(typename Core::Elem* to, const Operand<T>& from) {
 
 // All panels of an operand, on all threads. Neighbouring panels go together, a few rows of depth at a time: where
 // lanes are contiguous each row of the source lies in another page, and is then visited once for all of them.
+// The panels may belong to a deeper operand, `depth` in all, of which `from` is a slice that starts at `to`.
 template <int64_t kWidth, class Core, class T, class Pack>
-void pack_panels(typename Core::Elem* to, const Operand<T>& from, const Pack& pack) {
+void pack_panels(typename Core::Elem* to, const Operand<T>& from, int64_t depth, const Pack& pack) {
   constexpr int64_t kDeep = 64;
-  const int64_t size = kWidth * padded_depth<Core>(from.depth), panels = ceil_div(from.lanes, kWidth);
+  const int64_t size = kWidth * padded_depth<Core>(max_of(depth, from.depth)), panels = ceil_div(from.lanes, kWidth);
   const int64_t together = max_of(1, min_of(8, panels / thread_count()));
   const int64_t grain = ceil_div(32768, max_of(1, together * size));
   parallel_for(ceil_div(panels, together), grain, [&](int64_t begin, int64_t end) {
@@ -201,12 +202,12 @@ void pack_panels(typename Core::Elem* to, const Operand<T>& from, const Pack& pa
   });
 }
 template <class Core, class T>
-void pack_rows(typename Core::Elem* to, const Operand<T>& from) {
-  pack_panels<Core::kRows, Core>(to, from, [](auto* at, const Operand<T>& part) { pack_row_panel<Core>(at, part); });
+void pack_rows(typename Core::Elem* to, const Operand<T>& from, int64_t depth = 0) {
+  pack_panels<Core::kRows, Core>(to, from, depth, [](auto* at, const Operand<T>& part) { pack_row_panel<Core>(at, part); });
 }
 template <class Core, class T>
-void pack_cols(typename Core::Elem* to, const Operand<T>& from) {
-  pack_panels<Core::kCols, Core>(to, from, [](auto* at, const Operand<T>& part) { pack_col_panel<Core>(at, part); });
+void pack_cols(typename Core::Elem* to, const Operand<T>& from, int64_t depth = 0) {
+  pack_panels<Core::kCols, Core>(to, from, depth, [](auto* at, const Operand<T>& part) { pack_col_panel<Core>(at, part); });
 }
 
 }  // namespace
