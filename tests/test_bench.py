@@ -57,7 +57,7 @@ def test_bench_train_refuses_too_few_steps(monkeypatch, capsys) -> None:
 
 def test_bench_ops_prints_rows_and_json(monkeypatch, capsys) -> None:
     arguments = "rope adamw_step_ --rounds 1 --dtypes float32"
-    monkeypatch.setattr(ops, "cases", lambda op, bench: cases(op)[:1])
+    monkeypatch.setattr(ops, "cases", lambda op: cases(op)[:1])
     monkeypatch.setattr(ops, "ceilings", lambda dtype: {"gigabytes_per_s": 1.0, "gigaflops": 1.0})
     monkeypatch.setattr(sys, "argv", ["ops", *arguments.split()])
     ops.main()
