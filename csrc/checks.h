@@ -88,7 +88,8 @@ inline int32_t dtype_code(ScalarType type) {
   }
 }
 
-// An uninitialised contiguous CPU tensor (floating or bytes), by the C interface: torch::stable::empty looks its operator up by name.
+// An uninitialised contiguous CPU tensor (floating or bytes), by the C interface: torch::stable::empty looks its
+// operator up by name.
 inline Tensor empty(const Sizes& sizes, ScalarType type) {
   Sizes strides(sizes.size());
   int64_t stride = 1;

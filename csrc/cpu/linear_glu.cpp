@@ -52,7 +52,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_glu_backward_cpu(
   const Tensor in = unit_stride_rows(x), wg = unit_stride_either(gate_weight), wu = unit_stride_either(up_weight);
   const bool transposed = is_transposed(gate_weight) && is_transposed(up_weight);
   const Sizes layout = transposed ? Sizes{k, n} : Sizes{n, k};
-  const auto wanted = [&](bool need, const Sizes& sizes) { return need ? empty(sizes, x.scalar_type()) : none_like(x); };
+  const auto wanted = [&](bool need, const Sizes& sizes) {
+    return need ? empty(sizes, x.scalar_type()) : none_like(x);
+  };
   Tensor dx = wanted(need_x, {m, k}), dwg = wanted(need_weight, layout), dwu = wanted(need_weight, layout);
   Tensor dbg = wanted(need_bias, {n}), dbu = wanted(need_bias, {n});
   if (m == 0 || n == 0) {

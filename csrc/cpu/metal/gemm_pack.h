@@ -203,11 +203,13 @@ void pack_panels(typename Core::Elem* to, const Operand<T>& from, int64_t depth,
 }
 template <class Core, class T>
 void pack_rows(typename Core::Elem* to, const Operand<T>& from, int64_t depth = 0) {
-  pack_panels<Core::kRows, Core>(to, from, depth, [](auto* at, const Operand<T>& part) { pack_row_panel<Core>(at, part); });
+  pack_panels<Core::kRows, Core>(to, from, depth,
+                                 [](auto* at, const Operand<T>& part) { pack_row_panel<Core>(at, part); });
 }
 template <class Core, class T>
 void pack_cols(typename Core::Elem* to, const Operand<T>& from, int64_t depth = 0) {
-  pack_panels<Core::kCols, Core>(to, from, depth, [](auto* at, const Operand<T>& part) { pack_col_panel<Core>(at, part); });
+  pack_panels<Core::kCols, Core>(to, from, depth,
+                                 [](auto* at, const Operand<T>& part) { pack_col_panel<Core>(at, part); });
 }
 
 }  // namespace
