@@ -23,9 +23,9 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`F.linear_cross_entropy` for class indices: cross_entropy(linear(input, linear_weight), ...).
+    """`F.linear_cross_entropy` for class indices: cross entropy of linear(input, linear_weight).
 
-    Rows that do not count are left out of the matrix products. For float32 and float64 the gradients
+    Rows that do not count are left out of the matrix products. In float32 and float64 the gradients
     of a "mean" or "sum" are made together with the loss, in three products; all others by the
     backward, which computes the logits again. Workspace: about an eighth of what the logits would
     take, or 16 MB.

@@ -5,7 +5,15 @@
 namespace pyfast {
 namespace {
 
+constexpr double kHuge = 1e30;              // logits beyond it are masks, from which differences would overflow
 constexpr int64_t kGrainElements = 16384;   // logits a thread takes at least: below that, waking it costs more
+
+template <class T, class A = acc_t<T>>
+A maximum(const T* x, int64_t n) {
+  Vec<A> top = LogSumExp<A>().peak;
+  sweep<A>(n, [&](auto lanes, int64_t i) { top = max_of(lanes.keep(lanes.load(x + i), A(-kInfinity)), top); });
+  return max_lanes(top);
+}
 
 // With e the smoothing, w the class weights and t the target:
 // loss = (1 - e) w_t (lse - x_t) + e / V sum_c w_c (lse - x_c), all logits taken relative to x_t, so that a
@@ -19,8 +27,9 @@ void loss_row(const CrossEntropyArgs& a, int64_t row, A weight_sum) {
   if (t == a.ignore_index) return;
   const T* x = static_cast<const T*>(a.logits) + row * a.row_stride;
   const A* weight = static_cast<const A*>(a.weight);
-  const A at_target = load_one(x + t), origin = __builtin_isfinite(at_target) ? at_target : 0;
   const bool smooth = a.label_smoothing > 0;
+  const A at_target = load_one(x + t);
+  const A origin = !smooth || __builtin_fabs(at_target) < kHuge ? at_target : maximum(x, n);
   LogSumExp<A> sums;
   Vec<A> shifted{};
   for (int64_t i = 0; i < n; i += kLogitBlock<A>) {
