@@ -44,7 +44,8 @@ void pack_tile_rows(typename Core::Elem* rows, const typename Core::Acc* tile, c
     for (int64_t q = 0; q < t.queries; q += C) {
       const A* from = tile + q / C * kBlockKeys<Core> * C + key * C;
       if constexpr (Core::kDepth > 1 || R > n) {
-        pack_row_panel<Core>(rows + key * depth + q * R, Operand<A>{from, C, 1, t.keys - key, min_of(C, t.queries - q)});
+        const Operand<A> part{from, C, 1, t.keys - key, min_of(C, t.queries - q)};
+        pack_row_panel<Core>(rows + key * depth + q * R, part);
       } else {
         const int64_t there = t.keys - key;
         for (int64_t i = 0; i < min_of(C, t.queries - q); i += n) {
@@ -77,7 +78,8 @@ void add_query_gradient(const AttentionArgs& a, const Tile& t, const BackwardBuf
                         typename Core::Acc* dq, bool accumulate) {
   constexpr int64_t C = Core::kCols;
   const auto* k = own.keys.k_across + slot * own.keys.across_size(a);
-  const int64_t depth = padded_depth<Core>(t.keys), block = padded_depth<Core>(min_of(kBlockKeys<Core>, a.keys - t.key));
+  const int64_t depth = padded_depth<Core>(t.keys);
+  const int64_t block = padded_depth<Core>(min_of(kBlockKeys<Core>, a.keys - t.key));
   for (int64_t q = 0; q < t.queries; q += C) {
     const auto* ds = as_columns<Core>(own.queries.dscores + q / C * own.queries.tile_size(), t.keys, own.ds_columns);
     auto* to = dq + q * round_up(a.size, Core::kRows);
@@ -108,8 +110,9 @@ void store_keys(DType dtype, const Heads<void>& to, int64_t b, int64_t kv_head, 
     using T = typename decltype(tag)::type;
     for (int64_t i = 0; i < keys; ++i) {
       T* row = at<T>(to, b, kv_head, key + i);
-      sweep<typename Core::Acc>(features,
-                                [&](auto lanes, int64_t j) { lanes.store(row + j, lanes.load(sum + i * wide + j) * scale); });
+      sweep<typename Core::Acc>(features, [&](auto lanes, int64_t j) {
+        lanes.store(row + j, lanes.load(sum + i * wide + j) * scale);
+      });
     }
   });
 }
@@ -181,7 +184,8 @@ template <class Core>
 void backward(const AttentionBackwardArgs& g) {
   const AttentionArgs& a = g.forward;
   const int64_t group = a.heads / a.kv_heads, groups = a.batch * a.kv_heads, threads = thread_count();
-  const int64_t key_blocks = ceil_div(a.keys, kBlockKeys<Core>), query_blocks = ceil_div(a.queries, kBlockQueries<Core>);
+  const int64_t key_blocks = ceil_div(a.keys, kBlockKeys<Core>);
+  const int64_t query_blocks = ceil_div(a.queries, kBlockQueries<Core>);
   const int64_t kept = key_blocks > key_blocks_together<Core>(a)
                            ? group * BackwardBuffers<Core>::dq_size(a) * int64_t(sizeof(typename Core::Acc))
                            : 0;   // of a query block

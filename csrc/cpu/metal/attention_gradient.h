@@ -67,7 +67,8 @@ struct QueryBuffers {
     pack_heads<Core, false, false>(a.dtype, dout, g.grad_out, t.batch, t.head, t.query, t.queries, a.value_size);
     if (across) {
       pack_heads<Core, false, true>(a.dtype, q_across, a.q, t.batch, t.head, t.query, t.queries, a.size);
-      pack_heads<Core, false, true>(a.dtype, dout_across, g.grad_out, t.batch, t.head, t.query, t.queries, a.value_size);
+      pack_heads<Core, false, true>(a.dtype, dout_across, g.grad_out, t.batch, t.head, t.query, t.queries,
+                                    a.value_size);
     }
     load_statistics(g, t);
   }

@@ -117,8 +117,8 @@ inline T* at(const Heads<Data>& x, int64_t b, int64_t h, int64_t t) {
 // Panels of `count` positions from t on, as rows or columns of a product over the features; or, `across`, of
 // the features, for a product over the positions.
 template <class Core, bool kRows, bool kAcross>
-__attribute__((noinline)) void pack_heads(DType dtype, typename Core::Elem* to, const Heads<const void>& x, int64_t b, int64_t h, int64_t t,
-                int64_t count, int64_t features) {
+__attribute__((noinline)) void pack_heads(DType dtype, typename Core::Elem* to, const Heads<const void>& x, int64_t b,
+                                          int64_t h, int64_t t, int64_t count, int64_t features) {
   constexpr int64_t width = kRows ? Core::kRows : Core::kCols;
   dispatch_storage<Core>(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -135,8 +135,8 @@ __attribute__((noinline)) void pack_heads(DType dtype, typename Core::Elem* to, 
 
 // c[rows][kCols] (+)= row panels times one column panel.
 template <class Core>
-__attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const typename Core::Elem* a, const typename Core::Elem* b,
-                   typename Core::Acc* c, bool accumulate) {
+__attribute__((noinline)) void multiply_rows(int64_t rows, int64_t depth, const typename Core::Elem* a,
+                                             const typename Core::Elem* b, typename Core::Acc* c, bool accumulate) {
   const int64_t padded = padded_depth<Core>(depth);
   for (int64_t i = 0; i < rows; i += Core::kRows)
     Core::multiply(padded, a + i * padded, b, c + i * Core::kCols, Core::kCols, accumulate);
@@ -154,8 +154,8 @@ const typename Core::Elem* as_columns(const typename Core::Acc* tile, int64_t ke
 
 // out[lane][i] = tile[i][lane] * factor[lane]: back from a column per query to a row per query.
 template <class Core, class T>
-__attribute__((noinline)) void store_transposed(const typename Core::Acc* tile, const typename Core::Acc* factor, T* out, int64_t stride,
-                      int64_t lanes, int64_t features) {
+__attribute__((noinline)) void store_transposed(const typename Core::Acc* tile, const typename Core::Acc* factor, T* out,
+                                                int64_t stride, int64_t lanes, int64_t features) {
   using A = typename Core::Acc;
   constexpr int64_t n = kLanes<A>;
   for (int64_t lane = 0; lane < lanes; lane += n) {
