@@ -154,8 +154,8 @@ const typename Core::Elem* as_columns(const typename Core::Acc* tile, int64_t ke
 
 // out[lane][i] = tile[i][lane] * factor[lane]: back from a column per query to a row per query.
 template <class Core, class T>
-__attribute__((noinline)) void store_transposed(const typename Core::Acc* tile, const typename Core::Acc* factor, T* out,
-                                                int64_t stride, int64_t lanes, int64_t features) {
+__attribute__((noinline)) void store_transposed(const typename Core::Acc* tile, const typename Core::Acc* factor,
+                                                T* out, int64_t stride, int64_t lanes, int64_t features) {
   using A = typename Core::Acc;
   constexpr int64_t n = kLanes<A>;
   for (int64_t lane = 0; lane < lanes; lane += n) {
