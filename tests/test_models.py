@@ -72,7 +72,7 @@ def hugging_face(case: str, classes: int = 0, **extra):
 
 def assert_as_good(ours, theirs, truth, what: str = "logits") -> None:
     """The tolerance rule; the floor covers sums over layers that transformers orders otherwise."""
-    assert_as_good_as_torch(what, ours.detach(), theirs.detach(), truth.detach(), eps_floor=8)
+    assert_as_good_as_torch(what, ours.detach(), theirs.detach(), truth.detach())
 
 
 @pytest.mark.parametrize("case", CASES)

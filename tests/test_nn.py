@@ -36,7 +36,7 @@ def compare(ours, theirs, *inputs, theirs_forward=None) -> None:
         results.append([out.detach(), *grads, *(p.grad.clone() for p in module.parameters())])
     for i, (mine, torchs, truth) in enumerate(zip(*results, strict=True)):
         assert mine.dtype == inputs[0].dtype
-        assert_as_good_as_torch(f"result {i}", mine, torchs, truth, eps_floor=8)
+        assert_as_good_as_torch(f"result {i}", mine, torchs, truth)
 
 
 @pytest.mark.parametrize("act", nn.ACTIVATIONS)

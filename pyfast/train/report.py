@@ -222,7 +222,8 @@ def _backends(config: dict[str, Any]) -> str:
     """The choice at the time of writing, on the device of the run."""
     device = str(config.get("run", {}).get("device", "cpu")).split(":")[0]
     rows = "".join(
-        f"<tr><th>{escape(op)}</th><td>{escape(choice.backend)}</td><td>{escape(choice.why)}</td></tr>"
+        f"<tr><th>{escape(op)}</th><td>{escape(choice.backend)}</td>"
+        f"<td>{escape(choice.why)}</td></tr>"
         for op, on, choice in backend.describe()
         if on == device
     )
