@@ -27,7 +27,7 @@ std::vector<int64_t> counted_rows(const Targets& targets) {
 }
 
 void fill_zero(Tensor& t) {
-  std::memset(t.mutable_data_ptr(), 0, size_t(t.numel()) * t.element_size());
+  if (t.numel()) std::memset(t.mutable_data_ptr(), 0, size_t(t.numel()) * t.element_size());   // no memory: null
 }
 
 Tensor gradient_like(const Tensor& t, const Sizes& sizes, bool needed) {
