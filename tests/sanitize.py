@@ -58,7 +58,7 @@ def environment(extension: Path) -> dict[str, str]:
     runtimes = [runtime(name) for name in ("libasan.so", "libstdc++.so")]
     return os.environ | {
         "LD_PRELOAD": " ".join(runtimes),
-        # Python and torch keep memory until the end on purpose; hostile sizes are torch's to refuse.
+        # Python and torch keep memory until the end on purpose; torch refuses hostile sizes.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYFAST_EXTENSION": str(extension),

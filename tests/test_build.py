@@ -24,6 +24,11 @@ TINY_MODULE = """
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C"};
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
 """
+# An editable install of this checkout would offer its own extension to any package called pyfast.
+NO_EDITABLE = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
+"""
 
 
 @pytest.fixture
@@ -32,6 +37,7 @@ def unbuilt(tmp_path: Path) -> Path:
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "pyfast", tmp_path / "pyfast", ignore=ignore)
     shutil.copytree(ROOT / "csrc", tmp_path / "pyfast" / "csrc", ignore=ignore)
+    (tmp_path / "sitecustomize.py").write_text(NO_EDITABLE)
     return tmp_path
 
 
