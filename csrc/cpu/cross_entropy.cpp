@@ -14,13 +14,13 @@ Tensor with_adjacent_columns(const Tensor& logits) {
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& logits, const Tensor& target, std::optional<Tensor> weight,
-                                             int64_t ignore_index, double label_smoothing, std::string reduction) {
+                                             int64_t ignore_index, double label_smoothing, StringHandle reduction) {
+  const Reduction mode = parse_reduction(kOp, taken(reduction));
   expect_rank(kOp, "logits", logits, 2);
   const int64_t rows = logits.size(0), cols = logits.size(1);
   const DType dtype = dtype_of(kOp, "logits", logits);
   const ScalarType wide = accumulator_type(logits);
   const Targets targets = checked_targets(kOp, target, weight, rows, cols, ignore_index, wide);
-  const Reduction mode = parse_reduction(kOp, reduction);
   const Tensor in = with_adjacent_columns(logits);
   Tensor loss = empty({rows}, wide), lse = empty({rows, 2}, wide);
   const CrossEntropyArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(), targets.data(),
@@ -32,13 +32,13 @@ std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& logits, const Tensor&
 
 Tensor cross_entropy_backward_cpu(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                                   std::optional<Tensor> weight, const Tensor& lse, int64_t ignore_index,
-                                  double label_smoothing, std::string reduction) {
+                                  double label_smoothing, StringHandle reduction) {
+  const Reduction mode = parse_reduction(kOp, taken(reduction));
   expect_rank(kOp, "logits", logits, 2);
   const int64_t rows = logits.size(0), cols = logits.size(1);
   const DType dtype = dtype_of(kOp, "logits", logits);
   const ScalarType wide = accumulator_type(logits);
   const Targets targets = checked_targets(kOp, target, weight, rows, cols, ignore_index, wide);
-  const Reduction mode = parse_reduction(kOp, reduction);
   const bool each = mode == Reduction::none;
   expect_sizes(kOp, "grad_loss", grad_loss, each ? Sizes{rows} : Sizes{});
   expect_scalar_type(kOp, "grad_loss", grad_loss, wide);

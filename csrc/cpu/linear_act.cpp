@@ -11,10 +11,10 @@ namespace {
 constexpr const char* kOp = "linear_act";
 
 std::tuple<Tensor, Tensor> linear_act_cpu(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
-                                          std::string act, bool save) {
+                                          StringHandle act, bool save) {
+  const Act activation = parse_act(kOp, taken(act));
   const auto [m, n, k] = linear_sizes(kOp, x, weight);
   const DType dtype = dtype_of(kOp, "x", x);
-  const Act activation = parse_act(kOp, act);
   const Tensor in = unit_stride_rows(x), w = unit_stride_either(weight);
   bias = expect_vector(kOp, "bias", bias, n, x);
   Tensor out = empty({m, n}, x.scalar_type());
@@ -30,14 +30,14 @@ std::tuple<Tensor, Tensor> linear_act_cpu(const Tensor& x, const Tensor& weight,
 
 std::tuple<Tensor, Tensor, Tensor> linear_act_backward_cpu(const Tensor& grad_out, const Tensor& x,
                                                            const Tensor& weight, std::optional<Tensor> saved,
-                                                           std::string act, bool need_x, bool need_weight,
+                                                           StringHandle act, bool need_x, bool need_weight,
                                                            bool need_bias) {
+  const Act activation = parse_act(kOp, taken(act));
   const auto [m, n, k] = linear_sizes(kOp, x, weight);
   const DType dtype = dtype_of(kOp, "x", x);
-  const Act activation = parse_act(kOp, act);
   expect_sizes(kOp, "grad_out", grad_out, {m, n});
   expect_same_dtype(kOp, "grad_out", grad_out, x);
-  STD_TORCH_CHECK(saved || activation == Act::none, kOp, ": saved must be given for act \"", act, "\"; got none");
+  STD_TORCH_CHECK(saved || activation == Act::none, kOp, ": saved must be given for an activation; got none");
   if (saved) {
     expect_sizes(kOp, "saved", *saved, {m, n});
     expect_same_dtype(kOp, "saved", *saved, x);

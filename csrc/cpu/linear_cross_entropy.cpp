@@ -106,12 +106,12 @@ using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 FiveTensors linear_cross_entropy_cpu(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
                                      const Tensor& target, std::optional<Tensor> class_weight, int64_t ignore_index,
-                                     double label_smoothing, std::string reduction, bool need_x, bool need_weight,
+                                     double label_smoothing, StringHandle reduction, bool need_x, bool need_weight,
                                      bool need_bias) {
+  const Reduction mode = parse_reduction(kOp, taken(reduction));
   const Linear in = checked_linear(x, weight, bias);
   const ScalarType wide = accumulator_type(x);
   const Targets targets = checked_targets(kOp, target, class_weight, in.rows, in.classes, ignore_index, wide);
-  const Reduction mode = parse_reduction(kOp, reduction);
   const bool now = gradients_with_loss(x, mode);
   Tensor loss = empty({in.rows}, wide), lse = empty({in.rows, 2}, wide);
   fill_zero(loss);
@@ -128,11 +128,11 @@ FiveTensors linear_cross_entropy_cpu(const Tensor& x, const Tensor& weight, std:
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward_cpu(
     const Tensor& grad_loss, const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, const Tensor& target,
     std::optional<Tensor> class_weight, const Tensor& lse, int64_t ignore_index, double label_smoothing,
-    std::string reduction, bool need_x, bool need_weight, bool need_bias) {
+    StringHandle reduction, bool need_x, bool need_weight, bool need_bias) {
+  const Reduction mode = parse_reduction(kOp, taken(reduction));
   const Linear in = checked_linear(x, weight, bias);
   const ScalarType wide = accumulator_type(x);
   const Targets targets = checked_targets(kOp, target, class_weight, in.rows, in.classes, ignore_index, wide);
-  const Reduction mode = parse_reduction(kOp, reduction);
   const bool each = mode == Reduction::none;
   expect_sizes(kOp, "grad_loss", grad_loss, each ? Sizes{in.rows} : Sizes{});
   expect_scalar_type(kOp, "grad_loss", grad_loss, wide);

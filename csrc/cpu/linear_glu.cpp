@@ -17,10 +17,10 @@ LinearSizes glu_sizes(const Tensor& x, const Tensor& gate_weight, const Tensor& 
 
 std::tuple<Tensor, Tensor, Tensor> linear_glu_cpu(const Tensor& x, const Tensor& gate_weight, const Tensor& up_weight,
                                                   std::optional<Tensor> gate_bias, std::optional<Tensor> up_bias,
-                                                  std::string act, bool save) {
+                                                  StringHandle act, bool save) {
+  const Act activation = parse_act(kOp, taken(act));
   const auto [m, n, k] = glu_sizes(x, gate_weight, up_weight);
   const DType dtype = dtype_of(kOp, "x", x);
-  const Act activation = parse_act(kOp, act);
   const Tensor in = unit_stride_rows(x), wg = unit_stride_either(gate_weight), wu = unit_stride_either(up_weight);
   gate_bias = expect_vector(kOp, "gate_bias", gate_bias, n, x);
   up_bias = expect_vector(kOp, "up_bias", up_bias, n, x);
@@ -39,10 +39,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_glu_cpu(const Tensor& x, const Tensor&
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_glu_backward_cpu(
     const Tensor& grad_out, const Tensor& x, const Tensor& gate_weight, const Tensor& up_weight, const Tensor& gate,
-    const Tensor& up, std::string act, bool need_x, bool need_weight, bool need_bias) {
+    const Tensor& up, StringHandle act, bool need_x, bool need_weight, bool need_bias) {
+  const Act activation = parse_act(kOp, taken(act));
   const auto [m, n, k] = glu_sizes(x, gate_weight, up_weight);
   const DType dtype = dtype_of(kOp, "x", x);
-  const Act activation = parse_act(kOp, act);
   const auto checked = [&, m = m, n = n](const char* name, const Tensor& t) {
     expect_sizes(kOp, name, t, {m, n});
     expect_same_dtype(kOp, name, t, x);
