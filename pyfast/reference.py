@@ -187,7 +187,8 @@ def adamw_step_(
     norms = [torch.linalg.vector_norm(g.to(w)) for g, w in zip(grads, wide, strict=True)]
     norm = torch.stack([n.double() for n in norms]).norm() if norms else torch.zeros(())
     norm = norm * abs(grad_scale)
-    clip = 1.0 if max_norm is None else min(1.0, max_norm / (float(norm) + 1e-6))
+    ratio = 1.0 if max_norm is None else max_norm / (float(norm) + 1e-6)
+    clip = 1.0 if ratio >= 1.0 else ratio  # NaN stays: a broken gradient is not to look like a step
     pairs = betas if betas and isinstance(betas[0], Sequence) else [betas] * count
     settings = [_per_parameter(v, count) for v in (step, lr, eps, weight_decay)]
     for i, (t, rate, epsilon, decay) in enumerate(zip(*settings, strict=True)):
