@@ -184,7 +184,7 @@ def compile_on_first_use() -> Path:
         RuntimeError: it does not compile here.
         OSError: the cache cannot be written.
     """
-    folder = _cache_dir() / _cache_key()
+    folder = cache_dir() / _cache_key()
     library = folder / library_name()
     if library.exists():
         return library
@@ -198,9 +198,10 @@ def compile_on_first_use() -> Path:
     return library
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
+    """Where compiled kernels and tokens are kept: PYFAST_CACHE, else `pyfast` in XDG_CACHE_HOME."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home, "pyfast")
+    return Path(os.environ.get("PYFAST_CACHE") or Path(home, "pyfast"))
 
 
 def _cache_key() -> str:

@@ -127,8 +127,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _directories() -> dict[str, str]:
-    cache = os.environ.get("PYFAST_CACHE") or Path.home() / ".cache" / "pyfast"
-    return {"package": str(Path(pyfast.__file__).parent), "cache": str(cache)}
+    return {"package": str(Path(pyfast.__file__).parent), "cache": str(build.cache_dir())}
 
 
 def _problems(facts: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyfast.build import cache_dir
 from pyfast.data.text import Document, blocks, read_corpus, sample, split_documents
 
 if TYPE_CHECKING:
@@ -66,11 +67,6 @@ def load_tokens(
     meta = json.loads((folder / "meta.json").read_text())
     arrays = [np.memmap(folder / f"{name}.bin", meta["dtype"], "r") for name in ("train", "val")]
     return TokenData(*arrays, folder / "tokenizer.json", meta["vocab_size"], key)
-
-
-def cache_dir() -> Path:
-    """PYFAST_CACHE, else ~/.cache/pyfast."""
-    return Path(os.environ.get("PYFAST_CACHE") or Path.home() / ".cache" / "pyfast")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
