@@ -156,7 +156,7 @@ def test_classification_refuses_what_it_cannot_start_from(tmp_path):
         (str(tmp_path), "got no config.json"),
     ):
         model = dataclasses.replace(settings.model, init_from=source)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             Classification(dataclasses.replace(settings, model=model))
 
 

@@ -117,7 +117,7 @@ class Classification:
             )
         self.config, self.from_scratch = config, from_scratch
         self.source = Path(config.model.init_from).expanduser()
-        self.model_config = read_model_config(self.source)
+        self.model_config = models.read_config(self.source)
         self.tokenizer = read_tokenizer(config.data.tokenizer or self.source)
         examples = labelled.read(config.data.path)
         share = config.data.val_fraction
@@ -195,20 +195,6 @@ def predict(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Float32 logits [B, labels] on the CPU for a batch of `LabelledTokens`."""
     device = next(model.parameters()).device
     return model(batch["tokens"].to(device), batch["lengths"].to(device)).float().cpu()
-
-
-def read_model_config(directory: Path) -> models.ModelConfig:
-    """The sizes in a model directory's config.json; ValueError if it is absent or not one."""
-    path = directory / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"classify: {directory} must be a run or a Hugging Face directory; got no config.json"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"classify: {path} must be JSON; got {error}") from None
-    return models.config_from_dict(values)
 
 
 def _pad_token_id(tokenizer: Any, config: models.ModelConfig) -> int | None:
