@@ -26,7 +26,7 @@ train: setup
 	$(PY) -m pyfast train $(ARGS)
 
 test: setup
-	$(PY) -m pytest -q $(ARGS)
+	PYFAST_REQUIRE=cpp $(PY) -m pytest -q $(ARGS)
 
 bench: setup
 	$(PY) -m bench.train $(ARGS)
