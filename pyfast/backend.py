@@ -1,14 +1,19 @@
 """The one place that selects a backend: what runs an operation on a device, and why.
 
-The ladder at import: the built extension, else one compiled on first use from the shipped sources,
-else the plain-torch reference with one warning that says why. `PYFAST_BACKEND=torch` asks for the
-reference; `PYFAST_REQUIRE=cpp` turns a fallback into an error; `PYFAST_JIT=0` declines compiling;
+The ladder for CPU tensors: the built extension, else one compiled on first use from the shipped
+sources, else the plain-torch reference with one warning that says why. For CUDA tensors: the Triton
+kernels, else the reference with one warning. `PYFAST_BACKEND=torch` asks for the reference;
+`PYFAST_REQUIRE=cpp|cuda|triton` turns a fallback into an error; `PYFAST_JIT=0` declines compiling;
 `PYFAST_EXTENSION=FILE` loads another build; `pyfast doctor` prints the outcome.
+
+The switch is torch's dispatcher: the extension fills its CPU key, pyfast/triton_rooms.py the CUDA
+key and, while "triton" is asked for by name, the CPU key as well. Nothing is looked up per call.
 """
 
 import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import warnings
@@ -19,7 +24,10 @@ from types import ModuleType
 
 import torch
 
-BACKENDS = ("auto", "cpp", "torch")
+from pyfast import triton_rooms
+
+BACKENDS = ("auto", "cpp", "triton", "torch")
+REQUIRABLE = ("", "cpp", "cuda", "triton")
 OPS = (
     "linear_act",
     "linear_glu",
@@ -35,7 +43,7 @@ OPS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs an operation on a device: `backend` is "cpp" or "torch"; `why` is for people."""
+    """What runs an operation: `backend` is "cpp", "triton" or "torch"; `why` is for people."""
 
     backend: str
     why: str
@@ -103,7 +111,9 @@ def _is_set(setting: str) -> bool:
 
 _extension, _extension_why = _load()
 _forced = os.environ.get("PYFAST_BACKEND", "auto")
-_choices: dict[str, Choice] = {}  # device type -> choice; emptied when the selection changes
+_choices: dict[tuple, Choice] = {}  # (op, device, dtype); emptied when the selection changes
+_warned: set[str] = set()  # device types
+_log = logging.getLogger("pyfast")
 
 
 def extension() -> object | None:
@@ -111,51 +121,93 @@ def extension() -> object | None:
     return _extension
 
 
-def choose(op: str, device_type: str) -> Choice:
-    """What runs `op` on tensors of `device_type` ("cpu", "cuda", ...)."""
-    choice = _choices.get(device_type)
+def has_schemas() -> bool:
+    """Whether torch.ops.pyfast has the operations, on whatever devices."""
+    return _extension is not None or _schemas is not None
+
+
+def choose(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choice:
+    """What runs `op` on tensors of `device_type` ("cpu", "cuda", ...) and `dtype`."""
+    choice = _choices.get((op, device_type, dtype))
     if choice is None:
-        choice = _choices[device_type] = _decide(op, device_type)
+        choice = _choices[op, device_type, dtype] = _decide(op, device_type, dtype)
+        _tell(op, device_type, dtype, choice)
     return choice
 
 
-def uses_reference(op: str, device_type: str) -> bool:
-    """Whether the door of `op` must take the plain-torch reference for this device."""
-    return choose(op, device_type).backend == "torch"
+def uses_reference(op: str, device_type: str, dtype: torch.dtype | None = None) -> bool:
+    """Whether the door of `op` must take the plain-torch reference for this device and dtype."""
+    return choose(op, device_type, dtype).backend == "torch"
 
 
-def _decide(op: str, device_type: str) -> Choice:
+def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choice:
     if _forced not in BACKENDS:
         raise ValueError(f"backend: name must be one of {', '.join(BACKENDS)}; got {_forced!r}")
+    required = os.environ.get("PYFAST_REQUIRE", "")
+    if required not in REQUIRABLE:
+        known = ", ".join(REQUIRABLE[1:])
+        raise ValueError(f"backend: PYFAST_REQUIRE must be one of {known}; got {required!r}")
     if _forced == "torch":
         return Choice("torch", 'asked for: backend "torch"')
-    required = os.environ.get("PYFAST_REQUIRE", "")
-    if device_type == "cpu" and _extension is not None:
-        return Choice("cpp", f"{_extension_why}, {_extension.isa()} kernels")
-    why = _extension_why if device_type == "cpu" else f"no {device_type} kernels in this version"
+    if device_type == "cpu" and _forced != "triton":
+        if _extension is not None:
+            return Choice("cpp", f"{_extension_why}, {_extension.isa()} kernels")
+        why = _extension_why
+    elif device_type not in ("cpu", "cuda") or _forced == "cpp":
+        why = f"no C++ kernels for {device_type} tensors in this version"
+    else:
+        why = _no_schemas or triton_rooms.blocker(op, dtype)
+        if required == "cuda":
+            why = "no CUDA C++ kernels in this version"
+        if why is None:
+            return Choice("triton", triton_rooms.version())
     if _forced == "cpp" or required:
         asking = "PYFAST_REQUIRE" if required else 'backend "cpp"'
         raise RuntimeError(
             f"{op}: {asking} must find a kernel for {device_type} tensors; got none: {why}"
         )
-    message = f"pyfast: {device_type} tensors take the plain-torch reference: {why}"
-    warnings.warn(message, stacklevel=4)
     return Choice("torch", why)
+
+
+def _tell(op: str, device_type: str, dtype: torch.dtype | None, choice: Choice) -> None:
+    """A line in the log for every choice; one warning where a device has no kernels at all."""
+    if not torch.compiler.is_compiling():
+        _log.debug("%s, %s, %s: %s (%s)", op, device_type, dtype, choice.backend, choice.why)
+    if choice.backend != "torch" or _forced == "torch" or device_type in _warned:
+        return
+    if device_type == "cpu" or triton_rooms.blocker(op) is not None:
+        _warned.add(device_type)
+        message = f"pyfast: {device_type} tensors take the plain-torch reference: {choice.why}"
+        warnings.warn(message, stacklevel=5)
 
 
 @contextlib.contextmanager
 def using(backend: str) -> Iterator[None]:
-    """Run every operation on `backend` ("auto", "cpp", "torch") inside the `with` block."""
-    global _forced
+    """Run every operation on `backend` ("auto", "cpp", "triton", "torch") in the `with` block.
+
+    With "triton", CPU tensors too go to the Triton kernels, which refuse them in one sentence
+    unless Triton has a driver for them.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"using: backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    before, _forced = _forced, backend
-    _choices.clear()
+    before = _forced
+    _select(backend)
     try:
         yield
     finally:
-        _forced = before
-        _choices.clear()
+        _select(before)
+
+
+def _select(backend: str) -> None:
+    global _forced, _cpu_rooms
+    _forced = backend
+    _choices.clear()
+    wanted = backend == "triton" and has_schemas()
+    if wanted and _cpu_rooms is None:
+        _cpu_rooms = triton_rooms.register(OPS, "CPU")
+    elif not wanted and _cpu_rooms is not None:
+        _cpu_rooms._destroy()  # what it covered shows again
+        _cpu_rooms = None
 
 
 def select_isa(name: str) -> None:
@@ -173,13 +225,29 @@ def describe() -> list[tuple[str, str, Choice]]:
 
 def _describe(op: str, device_type: str) -> Choice:
     """The choice, without warning or remembering: the first real use still warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _decide(op, device_type)
-        except (RuntimeError, ValueError) as error:
-            return Choice("none", str(error))
+    try:
+        choice = _decide(op, device_type)
+        if choice.backend != "triton" or not (why := triton_rooms.no_driver(device_type)):
+            return choice
+        return Choice("triton" if device_type == "cuda" else "none", f"{choice.why}; {why}")
+    except (RuntimeError, ValueError) as error:
+        return Choice("none", str(error))
 
+
+def _find_schemas() -> tuple[torch.library.Library | None, str | None]:
+    """The schemas where no extension brings them, and the reason if they cannot be had."""
+    if _extension is not None:
+        return None, None
+    try:
+        return triton_rooms.define_schemas(), None
+    except OSError as error:
+        return None, f"the schemas of the operations are missing: {error}"
+
+
+_schemas, _no_schemas = _find_schemas()
+_cuda_rooms = triton_rooms.register(OPS, "CUDA") if has_schemas() else None
+_cpu_rooms: torch.library.Library | None = None  # while "triton" is asked for by name
+_select(_forced)
 
 __all__ = ["Choice", "choose", "describe", "extension", "select_isa", "uses_reference", "using"]
 _ = torch  # the extension's symbols resolve against libtorch, which importing torch has loaded

@@ -131,18 +131,20 @@ def _directories() -> dict[str, str]:
 
 
 def _problems(facts: dict[str, Any]) -> list[str]:
-    """What the user should know. The reference is no problem where it was asked for, nor on GPUs,
-    whose kernels this version does not have."""
+    """What the user should know. The reference is no problem where it was asked for, nor for CUDA
+    tensors on a machine that has none."""
     found = []
     if facts["extension"].get("stale"):
         found.append("the extension is stale: rebuild with: python -m pyfast.build")
     asked = facts["environment"].get("PYFAST_BACKEND") == "torch"
+    kernels = {"cpu": "C++"} | ({"cuda": "Triton"} if facts["gpu"]["devices"] else {})
     reasons = {
-        row["why"]: None
+        (row["device"], row["why"]): None
         for row in facts["operations"]
-        if row["device"] == "cpu" and row["backend"] != "cpp" and not asked
+        if row["device"] in kernels and row["backend"] in ("torch", "none") and not asked
     }
-    return found + [f"CPU tensors do not take the C++ kernels: {why}" for why in reasons]
+    words = "{} tensors do not take the {} kernels: {}"
+    return found + [words.format(device.upper(), kernels[device], why) for device, why in reasons]
 
 
 def _text(facts: dict[str, Any]) -> str:

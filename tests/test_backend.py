@@ -1,5 +1,6 @@
 """One place selects, the selection is visible, and every switch has its effect."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pyfast
 from pyfast import backend
 
 ROOT = Path(__file__).resolve().parent.parent
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
 def run(code: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -43,8 +45,8 @@ def test_using_comes_back_after_an_error() -> None:
 
 
 def test_using_names_the_backends_it_knows() -> None:
-    message = "using: backend must be one of auto, cpp, torch; got 'triton'"
-    with pytest.raises(ValueError, match=message), pyfast.using("triton"):
+    message = "using: backend must be one of auto, cpp, triton, torch; got 'fortran'"
+    with pytest.raises(ValueError, match=message), pyfast.using("fortran"):
         pass
 
 
@@ -54,14 +56,98 @@ def test_describe_covers_every_op_and_device_without_warning() -> None:
         rows = backend.describe()
     assert {op for op, _, _ in rows} == set(backend.OPS)
     assert {device for _, device, _ in rows} == {"cpu", "cuda"}
-    assert all(choice.backend == "torch" for _, device, choice in rows if device == "cuda")
+    assert {choice.backend for _, device, choice in rows if device == "cuda"} <= {"triton", "torch"}
 
 
-def test_cuda_tensors_take_the_reference_with_one_warning() -> None:
-    code = "from pyfast import backend as b\nfor op in b.OPS: print(b.choose(op, 'cuda').backend)"
-    done = run(code)
+CHOICES = "from pyfast import backend as b\nfor op in b.OPS: print(b.choose(op, 'cuda').backend)"
+NO_TRITON = "from pyfast import triton_rooms\ntriton_rooms._INSTALLED = False\n"
+
+
+@needs_triton
+def test_cuda_tensors_take_triton() -> None:
+    done = run(CHOICES)
+    assert "triton" in set(done.stdout.split()), done.stderr
+    assert b"triton_rooms" in torch._C._dispatch_dump_table("pyfast::layer_norm").encode()
+
+
+def test_cuda_tensors_take_the_reference_without_triton_with_one_warning() -> None:
+    done = run(NO_TRITON + CHOICES)
     assert set(done.stdout.split()) == {"torch"}
     assert done.stderr.count("cuda tensors take the plain-torch reference") == 1
+    assert done.stderr.count("triton is not installed") == 1
+
+
+@needs_triton
+def test_triton_leaves_float64_to_the_reference_and_says_so() -> None:
+    choice = backend.choose("layer_norm", "cuda", torch.float64)
+    assert choice.backend == "torch" and "not torch.float64" in choice.why
+    assert backend.choose("layer_norm", "cuda", torch.bfloat16).backend == "triton"
+
+
+@needs_triton
+def test_every_choice_stands_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    backend._choices.clear()
+    with caplog.at_level("DEBUG", "pyfast"):
+        backend.choose("layer_norm", "cuda", torch.float64)
+        backend.choose("layer_norm", "cuda", torch.float64)
+    assert len(caplog.records) == 1
+    assert "layer_norm, cuda, torch.float64: torch (the Triton" in caplog.messages[0]
+
+
+@needs_triton
+def test_triton_refuses_cpu_tensors_in_one_sentence() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    x = torch.randn(3, 5)
+    message = "layer_norm: x must be on a CUDA device for the triton backend; got cpu: Triton finds"
+    with pyfast.using("triton"), pytest.raises(RuntimeError, match=message):
+        pyfast.layer_norm(x, (5,))
+    with pyfast.using("triton"), pytest.raises(RuntimeError, match=message):
+        torch.ops.pyfast.layer_norm(x, None, None, None, 1e-5)
+    assert torch.ops.pyfast.layer_norm(x, None, None, None, 1e-5)[0].shape == x.shape
+
+
+@needs_triton
+def test_using_triton_shows_what_it_covered_again() -> None:
+    def table() -> str:
+        return torch._C._dispatch_dump_table("pyfast::layer_norm").split("CUDA")[0]
+
+    before = table()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pyfast.using("triton"):
+            assert "layer_norm.cpp" not in table()
+            with pyfast.using("triton"), pyfast.using("cpp"):
+                assert table() == before
+            assert "layer_norm.cpp" not in table()
+    assert table() == before and "layer_norm.cpp" in before
+
+
+@needs_triton
+def test_triton_has_its_operations_without_the_extension() -> None:
+    code = (
+        "import torch\nfrom pyfast import backend as b\n"
+        "print(b.extension(), b.choose('layer_norm', 'cuda').backend, b.choose('rope', 'cpu'))\n"
+        "print(torch.ops.pyfast.layer_norm_backward.default._schema)\n"
+        "from torch._subclasses import FakeTensorMode\nimport pyfast\n"
+        "with FakeTensorMode(): print(pyfast.layer_norm(torch.empty(2, 8, device='cuda'), (8,)))"
+    )
+    done = run(code, PYFAST_EXTENSION="missing.so", PYFAST_JIT="0")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("None triton Choice(backend='torch'"), done.stderr
+    assert lines[1] == str(torch.ops.pyfast.layer_norm_backward.default._schema)
+    assert lines[2].startswith("FakeTensor(..., device='cuda:0', size=(2, 8)")
+
+
+def test_require_refuses_a_fallback() -> None:
+    code = "import torch\nfrom pyfast import backend as b\nprint(b.choose('rope', 'cuda'))"
+    done = run(NO_TRITON + code, PYFAST_REQUIRE="triton")
+    words = "rope: PYFAST_REQUIRE must find a kernel for cuda tensors; got none: triton is not inst"
+    assert f"RuntimeError: {words}" in done.stderr
+    done = run(code, PYFAST_REQUIRE="cuda")
+    assert "got none: no CUDA C++ kernels in this version" in done.stderr
+    done = run(code, PYFAST_REQUIRE="fortran")
+    assert "PYFAST_REQUIRE must be one of cpp, cuda, triton; got 'fortran'" in done.stderr
 
 
 def test_select_isa_changes_the_kernels_in_use() -> None:
@@ -89,4 +175,4 @@ def test_backend_setting_takes_the_reference_without_compiling() -> None:
     show = "from pyfast import backend; print(backend.choose('rope', 'cpu'))"
     assert "asked for" in run(show, PYFAST_BACKEND="torch").stdout
     done = run(show, PYFAST_BACKEND="fortran")
-    assert done.stderr.strip().endswith("must be one of auto, cpp, torch; got 'fortran'")
+    assert done.stderr.strip().endswith("must be one of auto, cpp, triton, torch; got 'fortran'")

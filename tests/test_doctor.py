@@ -1,5 +1,6 @@
 """Doctor: one row per operation, the reasons, and an exit code that tells health."""
 
+import importlib.util
 import json
 
 import pytest
@@ -22,8 +23,9 @@ def test_doctor_names_every_operation_on_every_device(capsys):
     lines = capsys.readouterr().out.splitlines()
     for op in backend.OPS:
         row = next(line.split() for line in lines if line.split()[:1] == [op])
-        assert len(row) == 3 and set(row[1:]) <= {"cpp", "torch"}
-    assert any("no cuda kernels in this version" in line for line in lines)
+        assert len(row) == 3 and row[1] in {"cpp", "torch"} and row[2] in {"triton", "torch"}
+    reason = "triton 3" if importlib.util.find_spec("triton") else "triton is not installed"
+    assert any(line.startswith("  cuda, ") and reason in line for line in lines)
 
 
 def test_doctor_json_holds_the_facts(capsys):
@@ -50,7 +52,8 @@ def test_doctor_finds_a_stale_extension(monkeypatch, fresh, capsys):
     ("setting", "healthy", "words"),
     [
         ("PYFAST_BACKEND=torch", True, 'cpu, torch: asked for: backend "torch"'),
-        ("PYFAST_BACKEND=fortran", False, "must be one of auto, cpp, torch; got 'fortran'"),
+        ("PYFAST_BACKEND=fortran", False, "must be one of auto, cpp, triton, torch; got 'fortran'"),
+        ("PYFAST_BACKEND=triton", False, "cpu, none: triton"),
         ("PYFAST_REQUIRE=cuda", True, "cuda, none: PYFAST_REQUIRE must find a kernel"),
     ],
 )
@@ -64,6 +67,13 @@ def test_doctor_tells_what_a_setting_does(setting, healthy, words, monkeypatch, 
     assert setting in text
     assert text.split("Problem")[0].count(words) == (2 if "fortran" in setting else 1)
     assert code == (0 if healthy else 1)
+
+
+def test_doctor_finds_kernels_that_a_gpu_could_not_use():
+    facts = {"extension": {}, "environment": {}, "gpu": {"devices": ["H100"]}}
+    row = {"device": "cuda", "backend": "torch", "why": "triton is not installed"}
+    problems = doctor._problems(facts | {"operations": [row]})
+    assert problems == ["CUDA tensors do not take the Triton kernels: triton is not installed"]
 
 
 def test_doctor_finds_a_missing_extension(monkeypatch, fresh, capsys):

@@ -54,7 +54,7 @@ def attention(
     query, key, value = to_autocast(query, key, value)
     _expect_operands(query, key, value, enable_gqa)
     _expect_modes(attn_mask, dropout_p, is_causal, query)
-    if backend.uses_reference("attention", query.device.type):
+    if backend.uses_reference("attention", query.device.type, query.dtype):
         return reference.attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )

@@ -52,7 +52,7 @@ def cross_entropy(
     """
     check_targets("cross_entropy", input, target, weight, reduction, label_smoothing, dtype)
     target = target if target.dtype == torch.int64 else target.long()
-    if backend.uses_reference("cross_entropy", input.device.type):
+    if backend.uses_reference("cross_entropy", input.device.type, input.dtype):
         return reference.cross_entropy(
             input,
             target,

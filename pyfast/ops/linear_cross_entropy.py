@@ -50,7 +50,7 @@ def linear_cross_entropy(
     _parse(op, input, linear_weight, linear_bias)
     check_targets(op, input, target, weight, reduction, label_smoothing, dtype, linear_weight)
     target = target if target.dtype == torch.int64 else target.long()
-    if backend.uses_reference(op, input.device.type):
+    if backend.uses_reference(op, input.device.type, input.dtype):
         return reference.linear_cross_entropy(
             input,
             linear_weight,

@@ -18,7 +18,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """`fake(*args)` gives outputs of the right shape, dtype and device for op `name`."""
-    if backend.extension() is not None:
+    if backend.has_schemas():
         torch.library.register_fake(f"pyfast::{name}", fake)
 
 
@@ -45,7 +45,7 @@ def differentiable(
 
     `statistics` lists the outputs that carry no gradient (what is kept for the backward only).
     """
-    if backend.extension() is None:
+    if not backend.has_schemas():
         return _overload(name)
     op, formula = _overload(name), _once(name, gradients)
     torch.library.register_autograd(f"pyfast::{name}", formula, setup_context=setup)
@@ -95,7 +95,7 @@ def _once(name: str, gradients: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _overload(name: str) -> Callable[..., Any]:
-    if backend.extension() is not None:
+    if backend.has_schemas():
         return getattr(torch.ops.pyfast, name).default
 
     def missing(*_: Any) -> Any:

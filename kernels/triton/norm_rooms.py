@@ -1,0 +1,104 @@
+"""The room of layer_norm and rms_norm: what they check, allocate and launch is the same."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyfast.kernels import guards
+from pyfast.kernels.column_sums import launch_column_sums, partial_rows
+from pyfast.kernels.norm import launch_config, norm_backward_kernel, norm_forward_kernel
+from pyfast.kernels.processors import processors
+
+
+class NormOutputs(NamedTuple):
+    """`sum` is empty without residual, `mean` in rms_norm."""
+
+    out: Tensor
+    sum: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+def affine_dtype(op: str, x: Tensor, weight: Tensor | None) -> torch.dtype:
+    """The dtype of weight and bias: that of x, or float32 beside a 16-bit x, as under autocast."""
+    if weight is None:
+        return x.dtype
+    guards.expect_dtype(op, "weight", weight, x.dtype, torch.float32)
+    return weight.dtype
+
+
+def norm_forward(
+    op: str,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centre: bool,
+) -> NormOutputs:
+    """x, residual [rows, cols]; weight, bias [cols]."""
+    x = guards.packed(guards.first(op, "x", x, 2))
+    rows, cols = x.shape
+    affine = affine_dtype(op, x, weight)
+    residual = guards.operand(op, "residual", residual, x, (rows, cols))
+    weight = guards.operand(op, "weight", weight, x, (cols,), affine)
+    bias = guards.operand(op, "bias", bias, x, (cols,), affine)
+    made = NormOutputs(
+        torch.empty_like(x),
+        x.new_empty(0) if residual is None else torch.empty_like(x),
+        x.new_empty(rows if centre else 0, dtype=torch.float32),
+        x.new_empty(rows, dtype=torch.float32),
+    )
+    if rows * cols == 0:
+        return made
+    config = launch_config(rows, cols, x.itemsize, processors(x))
+    norm_forward_kernel[(config.programs,)](
+        x, residual, weight, bias, *made,
+        rows, cols // config.group, eps,
+        CENTRE=centre, HAS_RESIDUAL=residual is not None, HAS_WEIGHT=weight is not None,
+        HAS_BIAS=bias is not None, GROUP=config.group, SECTOR=config.sector,
+        BLOCK_COLS=config.block_cols, num_warps=config.num_warps,
+    )  # fmt: skip
+    return made
+
+
+def norm_backward(
+    op: str,
+    grad_out: Tensor,
+    grad_sum: Tensor | None,
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    weight: Tensor | None,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad_x [rows, cols], grad_weight and grad_bias [cols] or empty; without mean: rms_norm."""
+    x = guards.packed(guards.first(op, "x", x, 2))
+    rows, cols = x.shape
+    affine = affine_dtype(op, x, weight)
+    grad_out = guards.operand(op, "grad_out", grad_out, x, (rows, cols))
+    grad_sum = guards.operand(op, "grad_sum", grad_sum, x, (rows, cols))
+    mean = guards.operand(op, "mean", mean, x, (rows,), torch.float32)
+    rstd = guards.operand(op, "rstd", rstd, x, (rows,), torch.float32)
+    weight = guards.operand(op, "weight", weight, x, (cols,), affine)
+    needs = (need_weight, need_bias)
+    grads = [x.new_zeros(cols if need and not rows else 0, dtype=affine) for need in needs]
+    dx = torch.empty_like(x)
+    if rows * cols == 0:
+        return dx, *grads
+    grads = [x.new_empty(cols if need else 0, dtype=affine) for need in needs]
+    config = launch_config(rows, cols, x.itemsize, processors(x))
+    wanted = [grad for grad, need in zip(grads, needs, strict=True) if need]
+    partial = partial_rows(len(wanted), config.programs, cols, x)
+    norm_backward_kernel[(config.programs,)](
+        grad_out, grad_sum, x, mean, rstd, weight, dx, partial,
+        rows, cols // config.group, partial.shape[2],
+        CENTRE=mean is not None, HAS_SUM=grad_sum is not None, HAS_WEIGHT=weight is not None,
+        NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, GROUP=config.group, SECTOR=config.sector,
+        BLOCK_COLS=config.block_cols, num_warps=config.num_warps,
+    )  # fmt: skip
+    if wanted:
+        launch_column_sums(partial, wanted)
+    return dx, *grads
