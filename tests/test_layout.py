@@ -22,7 +22,7 @@ GPU_ROOMS = {
     "triton": ("kernels/triton/{}.py",),
 }
 PENDING = {
-    "linear_act": ("cuda", "triton"),
+    "linear_act": ("cuda",),
     "linear_glu": ("cuda", "triton"),
     "cross_entropy": ("cuda", "triton"),
     "linear_cross_entropy": ("cuda", "triton"),
