@@ -24,13 +24,13 @@ GPU_ROOMS = {
 PENDING = {
     "linear_act": ("cuda",),
     "linear_glu": ("cuda", "triton"),
-    "cross_entropy": ("cuda", "triton"),
+    "cross_entropy": ("cuda",),
     "linear_cross_entropy": ("cuda", "triton"),
     "attention": ("cuda", "triton"),
-    "rope": ("cuda", "triton"),
+    "rope": ("cuda",),
     "layer_norm": ("cuda",),
     "rms_norm": ("cuda",),
-    "adamw": ("cuda", "triton"),
+    "adamw": ("cuda",),
 }
 
 # Imports go downward only: a module may import what stands on its own floor or below.
