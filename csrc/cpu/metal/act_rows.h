@@ -58,6 +58,17 @@ template <class A, class T>
 inline void add_row(A* to, const T* from, int64_t n) {
   sweep<A>(n, [&](auto lanes, int64_t i) { store(to + i, load(to + i) + lanes.load(from + i)); });
 }
+// The same into memory that goes on after `n`.
+template <class A, class T>
+inline void accumulate_row(T* to, const A* from, int64_t n) {
+  sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(to + i, lanes.load(to + i) + load(from + i)); });
+}
+
+// For a row that will be written to.
+template <class T>
+inline void prefetch_row(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, 1);
+}
 
 }  // namespace
 }  // namespace pyfast

@@ -1,195 +1,152 @@
-// The logits [M, V] exist only as slabs of some hundred classes, or for a chunk of rows. Three products make loss
-// and gradients: logits = X W^T, dX = dL W, dW = dL^T X, each 2 M V K operations.
+// The logits [M, V] exist only as slabs of 256 classes, or for a chunk of rows. Three products make loss and gradients:
+// logits = X W^T, dX = dL W, dW = dL^T X, each 2 M V K operations. A thread takes whole slabs: it packs its part of W
+// into its own level-2 cache and needs no other thread until the pass over the classes ends.
 //
 // Gradients together with the loss: rows go in chunks whose logits are kept from the log-sum-exp to the gradient. For
 // a chunk of R rows W is read and packed twice and dW updated in place: 4 V K numbers moved for 6 R V K operations.
-// Gradients alone: all rows go at once and the logits are computed again (a fourth product), slab by slab; a slab of
-// dW is finished, and rounded, before the next begins. W is packed twice and dW written once, whatever M. This is
-// how the 16-bit types go: for them dW of the other way, summed in float32, would be larger than the logits.
-#include "linear_cross_entropy.h"
+// The classes are divided into ranges, as many as the sizes alone decide, and each range sums its own dX.
+// Gradients alone: all rows go at once and the logits are computed again (a fourth product), for a group of slabs at a
+// time: dW of a slab is finished, and rounded, at once, dX added up group by group. W is packed twice and dW written
+// once, whatever M. This is how the 16-bit types go: for them dW of the other way, summed in float32, would be larger
+// than the logits.
+#include "linear_cross_entropy_plan.h"
 
-#include "gemm.h"
+#include "act_rows.h"
 #include "log_sum_exp.h"
 
 namespace pyfast {
 namespace {
 
-constexpr int64_t kMaxSlab = 1024;                       // classes; the packed slab of W should stay in L3
-constexpr int64_t kLeastBudget = int64_t(16) << 20;      // bytes of workspace that are never too many
-constexpr int64_t kSlabBlocks = kMaxSlab / kBlockCols;
-
-// Hands out pieces of the workspace; without memory, only counts.
-struct Pieces {
-  char* base;
-  int64_t used = 0;
-
-  template <class P>
-  void take(P*& p, int64_t count) {
-    p = base ? reinterpret_cast<P*>(base + used) : nullptr;
-    used += round_up(count * int64_t(sizeof(P)), 64);
-  }
-};
+constexpr int kWeightSlot = 1, kRowsSlot = 2, kClassesSlot = 3;
 
 template <class T>
-struct LinearCrossEntropy {
-  using Core = CoreFor<T>;
-  using Elem = typename Core::Elem;
-  using A = typename Core::Acc;
+struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
+  using Plan = LinearCrossEntropyPlan<T>;
+  using typename Plan::A, typename Plan::Core, typename Plan::Elem, typename Plan::Partial;
+  using Session = typename Core::Session;
+  using Plan::a, Plan::chunk, Plan::group, Plan::keep, Plan::kBlockRows, Plan::range, Plan::ranges, Plan::slabs;
+  using Plan::at_target, Plan::bias, Plan::bias_gradient, Plan::class_weight, Plan::dx, Plan::gathered;
+  using Plan::gradients_wanted, Plan::group_gradients, Plan::group_weights, Plan::logits, Plan::partial;
+  using Plan::side_by_side, Plan::weight, Plan::x_cols, Plan::x_rows;
 
-  struct Partial {
-    A top, sum, weighted;   // of one row over one block of classes
-  };
-  struct State {
-    double top, sum, weighted;
-    A at_target;
-  };
+  A weight_sum = 0;   // of the class weights
 
-  const LinearCrossEntropyArgs& a;
-  const A* class_weight = static_cast<const A*>(a.class_weight);
-  const T* weight = static_cast<const T*>(a.weight);
-  const bool gradients_wanted = a.dx || a.dweight || a.dbias;
-  const bool keep = gradients_wanted && !a.lse_known;
-  const int64_t logit_stride = round_up(a.classes, 16);
-  int64_t chunk, slab, bytes;
-  A weight_sum;
-
-  T* gathered;       // [chunk, K]: the rows of x that count
-  A* bias;           // [V]
-  A* bias_gradient;  // [V]
-  A* logits;         // [chunk, V] if kept, else [chunk, slab]: gradients of the logits
-  A* dx;             // [chunk, K]
-  Elem *x_rows, *x_cols;         // panels of X for the logits (lanes: rows) and for dW (lanes: columns)
-  Elem *weight_panels, *gradient_panels;
-  Partial* partial;  // [kSlabBlocks, chunk]
-  State* state;      // [chunk]
-
-  explicit LinearCrossEntropy(const LinearCrossEntropyArgs& args) : a(args) {
-    plan();
-    bytes = lay_out(static_cast<char*>(a.workspace));
-  }
-
-  // Workspace of about an eighth of the whole logits: a chunk of rows that keeps its logits, or else all rows and
-  // slabs as wide as that allows.
-  void plan() {
-    const int64_t budget = max_of(kLeastBudget, a.rows * a.classes * int64_t(sizeof(T)) / 8);
-    chunk = keep ? Core::kRows : a.rows;
-    slab = min_of(kMaxSlab, round_up(a.classes, kBlockCols));
-    while (slab > kBlockCols && lay_out(nullptr) > budget) slab = round_up(slab / 2, kBlockCols);
-    if (!keep) return;
-    const int64_t first = lay_out(nullptr);
-    chunk = 2 * Core::kRows;
-    const int64_t each = (lay_out(nullptr) - first) / Core::kRows;   // bytes per row of the chunk
-    chunk = max_of(Core::kRows, (budget - first) / max_of(1, each) + Core::kRows);
-    const int64_t chunks = ceil_div(a.rows, min_of(chunk, a.rows));
-    chunk = min_of(a.rows, round_up(ceil_div(a.rows, chunks), Core::kRows));
-  }
-
-  int64_t lay_out(char* base) {
-    Pieces pieces{base};
-    const int64_t k = a.depth;
-    pieces.take(gathered, chunk * k);
-    pieces.take(bias, a.bias ? a.classes : 0);
-    pieces.take(bias_gradient, a.dbias ? a.classes : 0);
-    pieces.take(logits, keep ? chunk * logit_stride : gradients_wanted ? chunk * slab : 0);
-    pieces.take(dx, a.dx ? chunk * k : 0);
-    pieces.take(x_rows, panels_size<Core>(Core::kRows, chunk, k));
-    pieces.take(x_cols, a.dweight ? panels_size<Core>(Core::kCols, k, chunk) : 0);
-    pieces.take(weight_panels,
-                max_of(panels_size<Core>(Core::kCols, slab, k), a.dx ? panels_size<Core>(Core::kCols, k, slab) : 0));
-    pieces.take(gradient_panels, max_of(a.dweight ? panels_size<Core>(Core::kRows, slab, chunk) : 0,
-                                        a.dx ? panels_size<Core>(Core::kRows, chunk, slab) : 0));
-    pieces.take(partial, kSlabBlocks * chunk);
-    pieces.take(state, chunk);
-    return pieces.used;
-  }
+  using Plan::Plan;
 
   void run() {
     weight_sum = class_total(class_weight, a.classes);
-    if (a.bias)
-      sweep<A>(a.classes, [&](auto lanes, int64_t i) {
-        lanes.store(bias + i, lanes.load(static_cast<const T*>(a.bias) + i));
-      });
-    if (a.dbias) __builtin_memset(bias_gradient, 0, size_t(a.classes) * sizeof(A));
+    if (a.bias) load_row(bias, static_cast<const T*>(a.bias), a.classes);
+    if (a.dbias) __builtin_memset(bias_gradient, 0, size_t(slabs * kSlab) * sizeof(A));
     for (int64_t first = 0; first < a.rows; first += chunk) {
       const int64_t rows = min_of(chunk, a.rows - first);
       pack_x(first, rows);
-      if (!a.lse_known) find_lse(first, rows);
-      if (gradients_wanted) find_gradients(first, rows);
+      if (!a.lse_known) {
+        find_partials(first, rows);
+        finish_rows(first, rows);
+      }
+      if (!gradients_wanted) continue;
+      keep ? gradients_of_kept(first, rows) : gradients_by_groups();
+      if (a.dx) write_dx(first, rows);
     }
-    if (a.dbias)
-      sweep<A>(a.classes, [&](auto lanes, int64_t i) {
-        lanes.store(static_cast<T*>(a.dbias) + i, lanes.load(bias_gradient + i));
-      });
+    if (a.dbias) store_row(static_cast<T*>(a.dbias), bias_gradient, a.classes);
   }
 
   void pack_x(int64_t first, int64_t rows) {
     const int64_t k = a.depth;
-    parallel_for(rows, max_of(1, 32768 / max_of(k, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        __builtin_memcpy(gathered + i * k, static_cast<const T*>(a.x) + a.row_index[first + i] * a.x_row_stride,
-                         size_t(k) * sizeof(T));
-    });
-    pack_rows<Core>(x_rows, Operand<T>{gathered, k, 1, rows, k});
-    if (a.dweight) pack_cols<Core>(x_cols, Operand<T>{gathered, 1, k, k, rows});
-  }
-
-  // f(row, class, n, x): x are the n logits from `class` on, of one row of the chunk.
-  template <class F>
-  void for_logits(int64_t rows, int64_t slab_first, int64_t width, const F& f) {
-    const T* w = weight + slab_first * a.weight_row_stride;
-    pack_cols<Core>(weight_panels, Operand<T>{w, a.weight_row_stride, a.weight_col_stride, width, a.depth});
-    multiply_panels<Core>({x_rows, rows, a.depth}, {weight_panels, width, a.depth},
-                          [&](int64_t row, int64_t count, int64_t col, int64_t n, A* c) {
-                            for (int64_t i = 0; i < count; ++i, c += kBlockCols) {
-                              if (a.bias)
-                                sweep<A>(n, [&](auto lanes, int64_t j) {
-                                  lanes.store(c + j, lanes.load(c + j) + lanes.load(bias + slab_first + col + j));
-                                });
-                              f(row + i, slab_first + col, n, c);
-                            }
-                          });
-  }
-
-  void find_lse(int64_t first, int64_t rows) {
-    for (int64_t i = 0; i < rows; ++i) state[i] = {-__DBL_MAX__, 0, 0, 0};
-    for (int64_t at = 0; at < a.classes; at += slab) {
-      const int64_t width = min_of(slab, a.classes - at);
-      for_logits(rows, at, width, [&](int64_t row, int64_t from, int64_t n, const A* x) {
-        Partial& p = partial[(from - at) / kBlockCols * chunk + row];
-        LogSumExp<A> sums;
-        sums.add(x, n);
-        sums.result(p.top, p.sum);
-        p.weighted = 0;
-        if (a.label_smoothing > 0)
-          p.weighted = sum_lanes(weighted_sum(x, class_weight ? class_weight + from : nullptr, A(0), n));
-        const int64_t t = a.target[a.row_index[first + row]];
-        if (t >= from && t < from + n) state[row].at_target = x[t - from];
-        if (keep) __builtin_memcpy(logits + row * logit_stride + from, x, size_t(n) * sizeof(A));
+    const T* x = static_cast<const T*>(a.x) + a.row_index[first] * a.x_row_stride;
+    int64_t stride = a.x_row_stride;
+    if (!side_by_side(first, rows)) {
+      parallel_for(rows, max_of(1, 32768 / max_of(k, 1)), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          __builtin_memcpy(gathered + i * k, static_cast<const T*>(a.x) + a.row_index[first + i] * a.x_row_stride,
+                           size_t(k) * sizeof(T));
       });
-      parallel_for(rows, 512, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row)
-          for (int64_t b = 0; b * kBlockCols < width; ++b) merge(state[row], partial[b * chunk + row]);
-      });
+      x = gathered, stride = k;
     }
-    for (int64_t row = 0; row < rows; ++row) finish_row(a.row_index[first + row], state[row]);
+    pack_rows<Core>(x_rows, Operand<T>{x, stride, 1, rows, k});
+    if (a.dweight) pack_cols<Core>(x_cols, Operand<T>{x, 1, stride, k, rows});
   }
 
-  static void merge(State& s, const Partial& p) {
-    const double top = double(p.top) > s.top ? double(p.top) : s.top;
-    s.sum = s.sum * __builtin_exp(s.top - top) + double(p.sum) * __builtin_exp(double(p.top) - top);
-    s.top = top;
-    s.weighted += double(p.weighted);
+  Operand<T> weights(int64_t at, int64_t width) const {   // lanes: classes
+    return {weight + at * a.weight_row_stride, a.weight_row_stride, a.weight_col_stride, width, a.depth};
+  }
+  Operand<T> weights_across(int64_t at, int64_t width) const {   // lanes: columns
+    return {weight + at * a.weight_row_stride, a.weight_col_stride, a.weight_row_stride, a.depth, width};
   }
 
-  // As loss_row of cross_entropy.cpp.
-  void finish_row(int64_t index, const State& s) {
+  // The panels of W for the logits of one slab, in memory of this thread.
+  const Elem* packed_slab(int64_t at, int64_t width) const {
+    Elem* to = scratch<Elem>(kWeightSlot, panels_size<Core>(Core::kCols, kSlab, a.depth));
+    pack_cols<Core>(to, weights(at, width));
+    return to;
+  }
+
+  // c[n][kBlockCols]: the logits of n rows from `row` on, of the slab at `at`.
+  void logits_of(const Elem* slab, int64_t at, int64_t width, int64_t rows, int64_t row, int64_t n, A* c) const {
+    multiply_block<Core>({x_rows, rows, a.depth}, {slab, width, a.depth}, row, n, 0, width, c);
+    if (a.bias)
+      for (int64_t i = 0; i < n; ++i) add_row(c + i * kBlockCols, bias + at, width);
+  }
+
+  A* block() const { return scratch<A>(kBlockSlot, kBlockRows * kBlockCols); }
+
+  void find_partials(int64_t first, int64_t rows) {
+    const int64_t blocks = ceil_div(rows, kBlockRows);
+    const int64_t parts = min_of(blocks, ceil_div(2 * thread_count(), slabs)), each = ceil_div(blocks, parts);
+    const int64_t flops = 2 * each * kBlockRows * kSlab * max_of(1, a.depth);
+    parallel_for(slabs * parts, ceil_div(kBlockFlops, flops), [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] Session session;
+      A* c = block();
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t at = task / parts * kSlab, width = min_of(kSlab, a.classes - at);
+        const int64_t from = task % parts * each * kBlockRows, to = min_of(rows, from + each * kBlockRows);
+        const Elem* slab = packed_slab(at, width);
+        for (int64_t row = from; row < to; row += kBlockRows) {
+          const int64_t n = min_of(kBlockRows, to - row);
+          logits_of(slab, at, width, rows, row, n, c);
+          for (int64_t i = 0; i < n; ++i) find_partial(first, row + i, at, width, c + i * kBlockCols);
+        }
+      }
+    });
+  }
+
+  void find_partial(int64_t first, int64_t row, int64_t at, int64_t width, const A* x) {
+    Partial& p = partial[at / kSlab * chunk + row];
+    LogSumExp<A> sums;
+    sums.add(x, width);
+    sums.result(p.top, p.sum);
+    p.weighted = 0;
+    if (a.label_smoothing > 0)
+      p.weighted = sum_lanes(weighted_sum(x, class_weight ? class_weight + at : nullptr, A(0), width));
+    const int64_t t = a.target[a.row_index[first + row]];
+    if (t >= at && t < at + width) at_target[row] = x[t - at];
+    if (keep) __builtin_memcpy(logits + (at * chunk + row * kSlab), x, size_t(width) * sizeof(A));
+  }
+
+  // Sums over the slabs, in order; the loss as loss_row of cross_entropy.cpp.
+  void finish_rows(int64_t first, int64_t rows) {
+    parallel_for(rows, ceil_div(4096, slabs), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        double top = -__DBL_MAX__, sum = 0, weighted = 0;
+        for (int64_t s = 0; s < slabs; ++s) top = max_of(top, double(partial[s * chunk + row].top));
+        for (int64_t s = 0; s < slabs; ++s) {
+          const Partial& p = partial[s * chunk + row];
+          sum += double(p.sum) * __builtin_exp(double(p.top) - top);
+          weighted += double(p.weighted);
+        }
+        finish_row(a.row_index[first + row], top, sum, weighted, at_target[row]);
+      }
+    });
+  }
+
+  void finish_row(int64_t index, double top, double sum, double weighted, A picked) const {
     const int64_t t = a.target[index];
-    const double log_sum = __builtin_log(s.sum), smoothing = a.label_smoothing;
+    const double log_sum = __builtin_log(sum), smoothing = a.label_smoothing;
     A* lse = static_cast<A*>(a.lse) + 2 * index;
-    lse[0] = A(s.top);
+    lse[0] = A(top);
     lse[1] = A(log_sum);
-    double loss = (1 - smoothing) * (class_weight ? class_weight[t] : 1) * ((s.top - s.at_target) + log_sum);
-    if (smoothing > 0) loss += smoothing / double(a.classes) * (weight_sum * (s.top + log_sum) - s.weighted);
+    double loss = (1 - smoothing) * (class_weight ? class_weight[t] : 1) * ((top - picked) + log_sum);
+    if (smoothing > 0) loss += smoothing / double(a.classes) * (weight_sum * (top + log_sum) - weighted);
     static_cast<A*>(a.loss)[index] = A(loss);
   }
 
@@ -200,68 +157,128 @@ struct LinearCrossEntropy {
             a.label_smoothing, a.classes, a.target[index]};
   }
 
-  void find_gradients(int64_t first, int64_t rows) {
-    if (a.dx) __builtin_memset(dx, 0, size_t(rows * a.depth) * sizeof(A));
-    for (int64_t at = 0; at < a.classes; at += slab) {
-      const int64_t width = min_of(slab, a.classes - at), stride = keep ? logit_stride : slab;
-      A* dl = keep ? logits + at : logits;   // [rows, width]
-      if (keep)
-        parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i)
-            gradient_of(first + i).write(dl + i * stride, dl + i * stride, at, width);
-        });
-      else
-        for_logits(rows, at, width, [&](int64_t row, int64_t from, int64_t n, const A* x) {
-          gradient_of(first + row).write(dl + row * stride + from - at, x, from, n);
-        });
-      if (a.dbias) add_bias_gradient(dl, stride, rows, at, width);
-      if (a.dweight) add_weight_gradient(dl, stride, rows, at, width, first == 0);
-      if (a.dx) add_x_gradient(dl, stride, rows, at, width);
+  // The gradients of the logits of one slab: made block by block in cache, summed into the bias gradient and packed as
+  // both products want them, into panels of rows (part of panels that are `deep` deep) and of classes.
+  void make_slab(int64_t first, int64_t rows, int64_t at, int64_t width, Elem* by_rows, int64_t deep,
+                 Elem* by_classes) {
+    const Elem* slab = keep ? nullptr : packed_slab(at, width);
+    const int64_t deep_rows = padded_depth<Core>(rows);
+    A* c = block();
+    for (int64_t row = 0; row < rows; row += kBlockRows) {
+      const int64_t n = min_of(kBlockRows, rows - row);
+      if (!keep) logits_of(slab, at, width, rows, row, n, c);
+      for (int64_t i = 0; i < n; ++i) {
+        A* to = c + i * kBlockCols;
+        const A* x = keep ? logits + (at / kSlab * chunk + row + i) * kSlab + at % kSlab : to;
+        gradient_of(first + row + i).write(to, x, at, width);
+        if (a.dbias) add_row(bias_gradient + at, to, width);
+      }
+      if (a.dx)
+        for (int64_t i = 0; i < n; i += Core::kRows)
+          pack_row_panel<Core>(by_rows + (row + i) * deep, Operand<A>{c + i * kBlockCols, kBlockCols, 1, n - i, width});
+      if (a.dweight)
+        for (int64_t j = 0; j < width; j += Core::kRows)
+          pack_row_panel<Core>(by_classes + j * deep_rows + row * Core::kRows,
+                               Operand<A>{c + j, 1, kBlockCols, width - j, n});
     }
-    if (!a.dx) return;
-    parallel_for(rows, max_of(1, 32768 / max_of(a.depth, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        T* to = static_cast<T*>(a.dx) + a.row_index[first + row] * a.depth;
-        sweep<A>(a.depth, [&](auto lanes, int64_t i) { lanes.store(to + i, lanes.load(dx + row * a.depth + i)); });
+  }
+
+  // finish(row, col, cols, c) for every row of every block of the product, on this thread.
+  template <class Finish>
+  void multiply_here(const Panels<Core>& left, const Panels<Core>& right, const Finish& finish) {
+    A* c = block();
+    for (int64_t col = 0; col < right.lanes; col += kBlockCols)
+      for (int64_t row = 0; row < left.lanes; row += kBlockRows) {
+        const int64_t n = min_of(kBlockRows, left.lanes - row), cols = min_of(kBlockCols, right.lanes - col);
+        multiply_block(left, right, row, n, col, cols, c);
+        for (int64_t i = 0; i < n; ++i) finish(row + i, col, cols, c + i * kBlockCols);
+      }
+  }
+
+  void slab_weight_gradient(const Elem* by_classes, int64_t rows, int64_t at, int64_t width, bool add) {
+    T* own = static_cast<T*>(a.dweight) + at * a.depth;
+    multiply_here({by_classes, width, rows}, {x_cols, a.depth, rows}, [&](int64_t i, int64_t col, int64_t n, A* c) {
+      T* to = own + i * a.depth + col;
+      if (add) {
+        prefetch_row(to + 4 * a.depth, n);   // 1 KB pieces of a matrix in memory
+        add_row(c, to, n);
+      }
+      store_row(to, c, n);
+    });
+  }
+
+  void gradients_of_kept(int64_t first, int64_t rows) {
+    const int64_t flops = 4 * rows * range * max_of(1, a.depth);
+    parallel_for(ranges, ceil_div(kBlockFlops, flops), [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] Session session;
+      Elem* by_rows = scratch<Elem>(kRowsSlot, panels_size<Core>(Core::kRows, chunk, kSlab));
+      Elem* by_classes = scratch<Elem>(kClassesSlot, panels_size<Core>(Core::kRows, kSlab, chunk));
+      for (int64_t r = begin; r < end; ++r) {
+        A* own = dx + r * chunk * a.depth;
+        if (a.dx) __builtin_memset(own, 0, size_t(rows * a.depth) * sizeof(A));
+        const int64_t stop = min_of(a.classes, (r + 1) * range);
+        for (int64_t at = r * range; at < stop;) {
+          const int64_t width = min_of(kSlab - at % kSlab, stop - at);
+          make_slab(first, rows, at, width, by_rows, padded_depth<Core>(width), by_classes);
+          if (a.dweight) slab_weight_gradient(by_classes, rows, at, width, first > 0);
+          if (a.dx) add_slab_to_dx(by_rows, rows, at, width, own);
+          at += width;
+        }
       }
     });
   }
 
-  void add_bias_gradient(const A* dl, int64_t stride, int64_t rows, int64_t at, int64_t width) {
-    parallel_for(width, 256, [&](int64_t begin, int64_t end) {
-      A* to = bias_gradient + at + begin;
-      for (int64_t row = 0; row < rows; ++row)
-        sweep<A>(end - begin, [&](auto lanes, int64_t i) {
-          lanes.store(to + i, lanes.load(to + i) + lanes.load(dl + row * stride + begin + i));
-        });
+  void add_slab_to_dx(const Elem* by_rows, int64_t rows, int64_t at, int64_t width, A* own) {
+    Elem* w = scratch<Elem>(kWeightSlot, panels_size<Core>(Core::kCols, a.depth, kSlab));
+    pack_cols<Core>(w, weights_across(at, width));
+    multiply_here({by_rows, rows, width}, {w, a.depth, width}, [&](int64_t i, int64_t col, int64_t n, const A* c) {
+      accumulate_row(own + i * a.depth + col, c, n);
     });
   }
 
-  void add_weight_gradient(const A* dl, int64_t stride, int64_t rows, int64_t at, int64_t width, bool first) {
-    pack_rows<Core>(gradient_panels, Operand<A>{dl, 1, stride, width, rows});
-    multiply_panels<Core>({gradient_panels, width, rows}, {x_cols, a.depth, rows},
-                          [&](int64_t row, int64_t count, int64_t col, int64_t n, A* c) {
-                            T* to = static_cast<T*>(a.dweight) + (at + row) * a.depth + col;
-                            for (int64_t i = 0; i < count; ++i, c += kBlockCols, to += a.depth)
-                              sweep<A>(n, [&](auto lanes, int64_t j) {
-                                const Vec<A> sum = lanes.load(c + j);
-                                lanes.store(to + j, first ? sum : sum + lanes.load(to + j));
-                              });
-                          });
+  void gradients_by_groups() {
+    if (a.dx) __builtin_memset(dx, 0, size_t(a.rows * a.depth) * sizeof(A));
+    for (int64_t at = 0; at < a.classes; at += group) {
+      const int64_t classes = min_of(group, a.classes - at), deep = padded_depth<Core>(classes);
+      group_slabs(at, classes, deep);
+      if (!a.dx) continue;
+      multiply_panels<Core>({group_gradients, a.rows, classes}, {group_weights, a.depth, classes},
+                            [&](int64_t row, int64_t count, int64_t col, int64_t n, const A* c) {
+                              for (int64_t i = 0; i < count; ++i)
+                                accumulate_row(dx + (row + i) * a.depth + col, c + i * kBlockCols, n);
+                            });
+    }
   }
 
-  void add_x_gradient(const A* dl, int64_t stride, int64_t rows, int64_t at, int64_t width) {
-    const T* w = weight + at * a.weight_row_stride;
-    pack_cols<Core>(weight_panels, Operand<T>{w, a.weight_col_stride, a.weight_row_stride, a.depth, width});
-    pack_rows<Core>(gradient_panels, Operand<A>{dl, stride, 1, rows, width});
-    multiply_panels<Core>({gradient_panels, rows, width}, {weight_panels, a.depth, width},
-                          [&](int64_t row, int64_t count, int64_t col, int64_t n, A* c) {
-                            A* to = dx + row * a.depth + col;
-                            for (int64_t i = 0; i < count; ++i, c += kBlockCols, to += a.depth)
-                              sweep<A>(n, [&](auto lanes, int64_t j) {
-                                lanes.store(to + j, lanes.load(to + j) + lanes.load(c + j));
-                              });
-                          });
+  void group_slabs(int64_t group_at, int64_t classes, int64_t deep) {
+    const int64_t fair = round_up(ceil_div(classes, 2 * thread_count()), kNarrowSlab);
+    const int64_t step = max_of(kNarrowSlab, min_of(kSlab, fair)), rows = a.rows;
+    const int64_t flops = 4 * rows * step * max_of(1, a.depth);
+    parallel_for(ceil_div(classes, step), ceil_div(kBlockFlops, flops), [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] Session session;
+      Elem* by_classes = scratch<Elem>(kClassesSlot, panels_size<Core>(Core::kRows, kSlab, chunk));
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t within = task * step, at = group_at + within, width = min_of(step, classes - within);
+        make_slab(0, rows, at, width, group_gradients + within * Core::kRows, deep, by_classes);
+        if (a.dweight) slab_weight_gradient(by_classes, rows, at, width, false);
+        if (a.dx) pack_cols<Core>(group_weights + within * Core::kCols, weights_across(at, width), classes);
+      }
+    });
+  }
+
+  // The sum over the ranges, in order.
+  void write_dx(int64_t first, int64_t rows) {
+    const int64_t k = a.depth;
+    parallel_for(rows, max_of(1, 32768 / max_of(k * ranges, 1)), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        T* to = static_cast<T*>(a.dx) + a.row_index[first + row] * k;
+        sweep<A>(k, [&](auto lanes, int64_t i) {
+          Vec<A> sum = lanes.load(dx + row * k + i);
+          for (int64_t r = 1; r < ranges; ++r) sum += lanes.load(dx + (r * chunk + row) * k + i);
+          lanes.store(to + i, sum);
+        });
+      }
+    });
   }
 };
 
