@@ -1,0 +1,15 @@
+// Making blocks and warps, and accounts at the end of a launch.
+#pragma once
+#include "machine.h"
+
+namespace ptx {
+
+u32 begin_launch(Grid& grid);                      // number of groups
+std::unique_ptr<Group> make_group(Grid& grid, u32 index);
+void end_group(Grid& grid, Group& group);
+void end_launch(Grid& grid);
+
+// Registers of an asynchronous wgmma must not be touched before the wait.
+void check_flights(Warp& w, const Instr& i, u32 mask);
+
+}  // namespace ptx
