@@ -1,6 +1,6 @@
 """Fused training kernels for PyTorch: drop-in functions, layers, optimizer, models, training."""
 
-from pyfast.backend import using  # isort: skip
+from pyfast.backend import deterministic, using  # isort: skip
 
 from pyfast.ops import (
     adamw_step_,
@@ -20,6 +20,7 @@ __all__ = [
     "adamw_step_",
     "attention",
     "cross_entropy",
+    "deterministic",
     "layer_norm",
     "linear_act",
     "linear_cross_entropy",

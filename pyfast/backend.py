@@ -113,6 +113,7 @@ _extension, _extension_why = _load()
 _forced = os.environ.get("PYFAST_BACKEND", "auto")
 _choices: dict[tuple, Choice] = {}  # (op, device, dtype); emptied when the selection changes
 _warned: set[str] = set()  # device types
+_deterministic = False
 _log = logging.getLogger("pyfast")
 
 
@@ -210,6 +211,33 @@ def _select(backend: str) -> None:
         _cpu_rooms = None
 
 
+class deterministic:
+    """`pyfast.deterministic(True)`: the same bits from run to run, for any number of threads.
+
+    A switch, or a block: `with pyfast.deterministic(True):`. The CPU kernels and the Triton kernels
+    always add up in an order that the sizes alone decide; the switch keeps `auto` from choosing
+    between backends by measured time, which could differ from run to run.
+    """
+
+    def __init__(self, mode: bool) -> None:
+        global _deterministic
+        if not isinstance(mode, bool):
+            raise TypeError(f"deterministic: mode must be a bool; got {mode!r}")
+        self.before, _deterministic = _deterministic, mode
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        global _deterministic
+        _deterministic = self.before
+
+
+def is_deterministic() -> bool:
+    """Whether `pyfast.deterministic(True)` is in force."""
+    return _deterministic
+
+
 def select_isa(name: str) -> None:
     """Use another instruction set of the CPU kernels, for tests and comparisons."""
     if _extension is None or not _extension.select_isa(name):
@@ -249,5 +277,15 @@ _cuda_rooms = triton_rooms.register(OPS, "CUDA") if has_schemas() else None
 _cpu_rooms: torch.library.Library | None = None  # while "triton" is asked for by name
 _select(_forced)
 
-__all__ = ["Choice", "choose", "describe", "extension", "select_isa", "uses_reference", "using"]
+__all__ = [
+    "Choice",
+    "choose",
+    "describe",
+    "deterministic",
+    "extension",
+    "is_deterministic",
+    "select_isa",
+    "uses_reference",
+    "using",
+]
 _ = torch  # the extension's symbols resolve against libtorch, which importing torch has loaded
