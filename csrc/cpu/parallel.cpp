@@ -2,12 +2,15 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
 namespace pyfast {
 namespace {
 
+constexpr int64_t kPieces = 4;   // of each thread's share: who is held up by other programs leaves the rest to others
 constexpr int kSlots = 8;
 constexpr size_t kAlignment = 64;
 
@@ -23,7 +26,13 @@ struct Scratch {
 
 void run_parallel(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
   if (n <= grain) return body(context, 0, n);   // torch's own shortcut costs a trip through its C interface
-  torch::stable::parallel_for(0, n, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+  const int64_t threads = std::min(thread_count(), (n + grain - 1) / grain);
+  const int64_t piece = std::max(grain, (n + threads * kPieces - 1) / (threads * kPieces));
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < n;)
+      body(context, begin, std::min(n, begin + piece));
+  });
 }
 
 int64_t thread_count() { return torch::stable::get_num_threads(); }

@@ -7,7 +7,8 @@
 
 namespace pyfast {
 
-// body(context, begin, end) over [0, n) on torch's threads, at least `grain` iterations each.
+// body(context, begin, end) for pieces of [0, n), at least `grain` long but the last, on torch's threads: each takes
+// the next piece when it has finished one. Results may not depend on who does what.
 void run_parallel(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
 int64_t thread_count();
 
@@ -17,7 +18,7 @@ void* scratch_bytes(int slot, size_t bytes);
 
 namespace {
 
-// f(begin, end) over contiguous pieces of [0, n).
+// f(begin, end) for pieces of [0, n), in no order.
 template <class F>
 inline void parallel_for(int64_t n, int64_t grain, const F& f) {
   if (n <= 0) return;
