@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pyfast import models
-from pyfast.train import LanguageModelling, TrainConfig, fit, report
+from pyfast.train import LanguageModelling, TrainConfig, directory, fit, report
 from pyfast.train.progress import read_metrics
 from tests.small_fit import names, numbers, prepared, tiny_config
 
@@ -196,3 +196,11 @@ def test_fit_leaves_no_directory_when_the_configuration_cannot_work(tmp_path, da
         with pytest.raises(ValueError):
             fit(tiny_config(data, tmp_path / "run", **settings))
         assert not (tmp_path / "run").exists()
+
+
+def test_fit_refuses_a_run_that_another_process_trains(tmp_path, data):
+    run_dir = fit(tiny_config(data, tmp_path / "run", run_steps=2)).run_dir
+    again = tiny_config(data, run_dir, run_steps=3, run_resume=True)
+    with directory.locked(run_dir), pytest.raises(ValueError, match=r"run\.dir must not be in use"):
+        fit(again)
+    assert fit(again).step == 3

@@ -3,19 +3,21 @@
 import json
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from pyfast.train import checkpoint
 from pyfast.train.config import TrainConfig
 
 RUNS = Path("runs")
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 
-def open_run(config: TrainConfig, name: str) -> Path:
-    """The directory of a new run (made here), or of the run to resume (checked here).
+def open_run(config: TrainConfig, name: str) -> tuple[Path, BinaryIO | None]:
+    """The directory of a new run (made here), or of the run to resume (checked here), and its lock.
 
-    Raises ValueError when a new run would overwrite another, when there is nothing to resume, and
-    when the configuration is not the one the run began with.
+    Raises ValueError when a new run would overwrite another, when there is nothing to resume, when
+    the configuration is not the one the run began with, and when another process trains there.
     """
     if config.run.resume:
         return _reopen(config, name)
@@ -30,8 +32,30 @@ def open_run(config: TrainConfig, name: str) -> Path:
             )
         with checkpoint.disk_errors(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
+    lock = locked(run_dir)
     checkpoint.write_atomically(run_dir / RUN_FILE, _json(config, run_dir))
-    return run_dir
+    return run_dir, lock
+
+
+def locked(run_dir: Path) -> BinaryIO | None:
+    """Keep other processes out of `run_dir` until the result is closed or the process ends.
+
+    ValueError if another has it. None where the system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    with checkpoint.disk_errors(run_dir):
+        file = (run_dir / LOCK_FILE).open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(
+                f"train: run.dir must not be in use; got {run_dir}, where another process trains"
+            ) from None
+    return file
 
 
 def newest_run(name: str) -> Path:
@@ -42,7 +66,7 @@ def newest_run(name: str) -> Path:
     return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
-def _reopen(config: TrainConfig, name: str) -> Path:
+def _reopen(config: TrainConfig, name: str) -> tuple[Path, BinaryIO | None]:
     run_dir = Path(config.run.dir).expanduser() if config.run.dir else newest_run(name)
     if not (run_dir / RUN_FILE).is_file():
         raise ValueError(
@@ -51,8 +75,9 @@ def _reopen(config: TrainConfig, name: str) -> Path:
         )
     stored = TrainConfig.load(run_dir / RUN_FILE)
     _expect_same(stored, config)
+    lock = locked(run_dir)
     checkpoint.remove_leftovers(run_dir)
-    return run_dir
+    return run_dir, lock
 
 
 def _expect_same(stored: TrainConfig, config: TrainConfig) -> None:

@@ -66,7 +66,7 @@ class _Loop:
         self.config, self.task = config, task
         self.model = build_model(config, task)
         self.optimizer = build_optimizer(self.model, config)
-        self.run_dir = open_run(config, task.name)
+        self.run_dir, self.lock = open_run(config, task.name)
         self.step, self.total_steps, self.seconds = 0, config.run.steps, 0.0
         self.best_loss, self.best_step, self.bad_validations = math.inf, 0, 0
         self.saved_step = -1
@@ -98,6 +98,8 @@ class _Loop:
         finally:
             self.progress.close()
             self.metrics.close()
+            if self.lock is not None:
+                self.lock.close()
 
     def result(self) -> FitResult:
         """The last training and validation loss (the best one, if patience chose it)."""
