@@ -189,7 +189,7 @@ def test_help_names_every_verb(capsys):
         ("train --resume nothing", "resume: RUN must hold run.json; got nothing"),
         ("train --resume", "run.dir must be given to resume"),
         ("finetune", "finetune: RUN must be a run or a Hugging Face directory; got nothing"),
-        ("finetune nothing", "nothing must be a run or a Hugging Face directory"),
+        ("finetune nothing", "nothing must be a model directory; got no config.json"),
         ("finetune nothing --task paint", "finetune: task must be one of classify; got paint"),
         ("evaluate nothing", "nothing must be a model directory; got no config.json"),
         ("evaluate", "evaluate: "),
