@@ -26,7 +26,7 @@ PENDING = {
     "linear_glu": ("cuda", "triton"),
     "cross_entropy": ("cuda",),
     "linear_cross_entropy": ("cuda", "triton"),
-    "attention": ("cuda", "triton"),
+    "attention": ("cuda",),
     "rope": ("cuda",),
     "layer_norm": ("cuda",),
     "rms_norm": ("cuda",),

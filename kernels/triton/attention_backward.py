@@ -1,0 +1,189 @@
+"""The gradients of attention, in two kernels that each own what they write: no atomics.
+
+With P = 2^(s - lse) computed again: dV = P^T dO, dP = dO V^T, dS = P (dP - delta), delta = the row
+sums of dO * O, dQ = scale dS K, dK = scale dS^T Q. Seven products of tiles where one kernel with
+atomics would need five.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyfast.kernels.attention_mask_gradient import launch_mask_gradient
+from pyfast.kernels.attention_operands import mask_arguments
+from pyfast.kernels.attention_scores import (
+    LOG2E,
+    backward_config,
+    block_features,
+    head_ptr,
+    load_rows,
+    mask_gradient_config,
+    mask_scores,
+    store_rows,
+)
+
+_LOG2E = tl.constexpr(LOG2E)
+
+
+@triton.jit
+def _attention_backward_dq_kernel(
+    dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, dq_ptr, delta_ptr,
+    heads, group, queries, keys, scale,                                  # sizes
+    dout_batch_stride, dout_head_stride, dout_row_stride, dout_d_stride,  # strides
+    q_batch_stride, q_head_stride, q_row_stride, q_d_stride,
+    k_batch_stride, k_head_stride, k_row_stride, k_d_stride,
+    v_batch_stride, v_head_stride, v_row_stride, v_d_stride,
+    out_batch_stride, out_head_stride, out_row_stride, out_d_stride,
+    mask_batch_stride, mask_head_stride, mask_query_stride, mask_key_stride,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M rows of dQ of one head, and their delta for the kernel that follows."""
+    blocks = tl.cdiv(queries, BLOCK_M)
+    block = blocks - 1 - tl.program_id(0) % blocks  # the longest of a causal head first
+    batch, head = tl.program_id(0) // blocks // heads, tl.program_id(0) // blocks % heads
+    dout_ptr = head_ptr(dout_ptr, batch, head, dout_batch_stride, dout_head_stride)
+    q_ptr = head_ptr(q_ptr, batch, head, q_batch_stride, q_head_stride)
+    k_ptr = head_ptr(k_ptr, batch, head // group, k_batch_stride, k_head_stride)
+    v_ptr = head_ptr(v_ptr, batch, head // group, v_batch_stride, v_head_stride)
+    out_ptr = head_ptr(out_ptr, batch, head, out_batch_stride, out_head_stride)
+    mask_ptr = head_ptr(mask_ptr, batch, head, mask_batch_stride, mask_head_stride)
+    row = (batch * heads + head).to(tl.int64) * queries
+    query_offs = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    q = load_rows(q_ptr, query_offs, queries, q_row_stride, q_d_stride, D, BLOCK_D)
+    dout = load_rows(dout_ptr, query_offs, queries, dout_row_stride, dout_d_stride, DV, BLOCK_DV)
+    out = load_rows(out_ptr, query_offs, queries, out_row_stride, out_d_stride, DV, BLOCK_DV)
+    inside = query_offs < queries
+    lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
+    delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), axis=1)
+    tl.store(delta_ptr + row + query_offs, delta, mask=inside)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    end = tl.minimum(keys, (block + 1) * BLOCK_M) if CAUSAL else keys
+    for start in range(0, end, BLOCK_N):  # keys that do not exist are zeros, and add nothing
+        key_offs = start + tl.arange(0, BLOCK_N)
+        k = load_rows(k_ptr, key_offs, keys, k_row_stride, k_d_stride, D, BLOCK_D)
+        v = load_rows(v_ptr, key_offs, keys, v_row_stride, v_d_stride, DV, BLOCK_DV)
+        s = tl.dot(q, k.T, input_precision=PRECISION) * scale
+        s = mask_scores(
+            s,
+            mask_ptr, mask_query_stride, mask_key_stride,
+            query_offs[:, None], key_offs[None, :],
+            queries, keys,
+            MASK, CAUSAL,
+        )  # fmt: skip
+        p = tl.exp2(tl.minimum(s - lse[:, None], 0.0))  # <= 1 also where lse lost the sum
+        dp = tl.dot(dout, v.T, input_precision=PRECISION)
+        ds = p * (dp - delta[:, None])
+        acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
+    dq_ptr += (batch.to(tl.int64) * queries * heads + head) * D  # stored as [B, T, H, D]
+    store_rows(dq_ptr, acc * (scale / _LOG2E), query_offs, queries, heads * D, D, BLOCK_D)
+
+
+@triton.jit
+def _attention_backward_dkdv_kernel(
+    dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, mask_ptr, dk_ptr, dv_ptr,
+    heads, group, queries, keys, scale,                                  # sizes
+    dout_batch_stride, dout_head_stride, dout_row_stride, dout_d_stride,  # strides
+    q_batch_stride, q_head_stride, q_row_stride, q_d_stride,
+    k_batch_stride, k_head_stride, k_row_stride, k_d_stride,
+    v_batch_stride, v_head_stride, v_row_stride, v_d_stride,
+    mask_batch_stride, mask_head_stride, mask_query_stride, mask_key_stride,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N rows of dK and dV of one head of keys, over all heads of queries that share it."""
+    blocks, kv_heads = tl.cdiv(keys, BLOCK_N), heads // group
+    block = tl.program_id(0) % blocks
+    batch, kv_head = tl.program_id(0) // blocks // kv_heads, tl.program_id(0) // blocks % kv_heads
+    k_ptr = head_ptr(k_ptr, batch, kv_head, k_batch_stride, k_head_stride)
+    v_ptr = head_ptr(v_ptr, batch, kv_head, v_batch_stride, v_head_stride)
+    key_offs = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = load_rows(k_ptr, key_offs, keys, k_row_stride, k_d_stride, D, BLOCK_D)
+    v = load_rows(v_ptr, key_offs, keys, v_row_stride, v_d_stride, DV, BLOCK_DV)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
+    first = block * BLOCK_N // BLOCK_M if CAUSAL else 0  # blocks of queries that see none are left
+    steps = tl.maximum(tl.cdiv(queries, BLOCK_M) - first, 0)
+    for step in range(0, steps * group):
+        head = kv_head * group + step // steps
+        query_offs = (first + step % steps) * BLOCK_M + tl.arange(0, BLOCK_M)
+        row = (batch * heads + head).to(tl.int64) * queries
+        q = load_rows(
+            head_ptr(q_ptr, batch, head, q_batch_stride, q_head_stride),
+            query_offs, queries, q_row_stride, q_d_stride, D, BLOCK_D,
+        )  # fmt: skip
+        dout = load_rows(
+            head_ptr(dout_ptr, batch, head, dout_batch_stride, dout_head_stride),
+            query_offs, queries, dout_row_stride, dout_d_stride, DV, BLOCK_DV,
+        )  # fmt: skip
+        inside = query_offs < queries  # queries that do not exist have an infinite lse: p = 0
+        lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
+        delta = tl.load(delta_ptr + row + query_offs, mask=inside, other=0.0)
+        s = tl.dot(k, q.T, input_precision=PRECISION) * scale
+        s = mask_scores(
+            s,
+            head_ptr(mask_ptr, batch, head, mask_batch_stride, mask_head_stride),
+            mask_query_stride, mask_key_stride,
+            query_offs[None, :], key_offs[:, None],
+            queries, keys,
+            MASK, CAUSAL,
+        )  # fmt: skip
+        p = tl.exp2(tl.minimum(s - lse[None, :], 0.0))
+        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+        dp = tl.dot(v, dout.T, input_precision=PRECISION)
+        ds = p * (dp - delta[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    start = batch.to(tl.int64) * keys * kv_heads + kv_head  # stored as [B, T, H, D]
+    row_stride = kv_heads * D
+    store_rows(dk_ptr + start * D, dk * (scale / _LOG2E), key_offs, keys, row_stride, D, BLOCK_D)
+    store_rows(dv_ptr + start * DV, dv, key_offs, keys, kv_heads * DV, DV, BLOCK_DV)
+
+
+def launch_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    grads: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    """Fills grads (dq, dk, dv, dmask); dmask of no elements is left. Workspace: delta, as lse."""
+    dq, dk, dv, dmask = grads
+    batch, heads, queries, size = q.shape
+    kv_heads, keys, value_size = v.shape[1:]
+    kind, mask_tensor, mask_strides = mask_arguments(mask, q)
+    config = backward_config(q.dtype, max(size, value_size))
+    delta = torch.empty_like(lse)
+    sizes = (heads, heads // kv_heads, queries, keys, scale * LOG2E)
+    strides = (*grad_out.stride(), *q.stride(), *k.stride(), *v.stride())
+    modes = {
+        "D": size,
+        "DV": value_size,
+        "BLOCK_D": block_features(size),
+        "BLOCK_DV": block_features(value_size),
+        "MASK": kind,
+        "CAUSAL": is_causal,
+        **config.keywords(),
+    }
+    blocks = triton.cdiv(queries, config.block_queries)
+    _attention_backward_dq_kernel[(blocks * batch * heads,)](
+        grad_out, q, k, v, out, lse, mask_tensor, dq, delta,
+        *sizes, *strides, *out.stride(), *mask_strides, **modes,
+    )  # fmt: skip
+    blocks = triton.cdiv(keys, config.block_keys)
+    _attention_backward_dkdv_kernel[(blocks * batch * kv_heads,)](
+        grad_out, q, k, v, lse, delta, mask_tensor, dk, dv,
+        *sizes, *strides, *mask_strides, **modes,
+    )  # fmt: skip
+    if dmask.numel():
+        modes |= mask_gradient_config(q.dtype, max(size, value_size)).keywords()
+        launch_mask_gradient(
+            (grad_out, q, k, v, lse, delta, mask_tensor, dmask), sizes, strides, mask_strides, modes
+        )

@@ -1,0 +1,147 @@
+"""What forward and backward of attention share: sizes of the tiles, and the masks on the scores.
+
+Exponents are in base 2: e^(scale s + mask) = 2^(log2e scale s + log2e mask).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2E = math.log2(math.e)
+_LOG2E = tl.constexpr(LOG2E)
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Queries and keys of a tile, and how many warps and stages work on it."""
+
+    block_queries: int
+    block_keys: int
+    num_warps: int
+    num_stages: int
+    precision: str = "ieee"  # of float32 products; others know only one
+
+    def keywords(self) -> dict[str, int | str]:
+        """As the kernels and the launch take it."""
+        return {
+            "BLOCK_M": self.block_queries,
+            "BLOCK_N": self.block_keys,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "PRECISION": self.precision,
+        }
+
+
+def block_features(size: int) -> int:
+    """A head size padded to what a tile can have."""
+    return max(16, triton.next_power_of_2(size))
+
+
+@triton.jit
+def head_ptr(ptr, batch, head, batch_stride, head_stride):
+    """Where a head begins; 64-bit."""
+    return ptr + batch.to(tl.int64) * batch_stride + head.to(tl.int64) * head_stride
+
+
+@triton.jit
+def load_rows(
+    ptr, row_offs, rows, row_stride, feature_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """[row_offs, BLOCK] of a head, zeros beyond `rows` and SIZE."""
+    feature_offs = tl.arange(0, BLOCK)
+    at = row_offs.to(tl.int64)[:, None] * row_stride + feature_offs[None, :] * feature_stride
+    mask = row_offs[:, None] < rows
+    if SIZE != BLOCK:
+        mask = mask & (feature_offs[None, :] < SIZE)
+    return tl.load(ptr + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(ptr, value, row_offs, rows, row_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """The inverse of `load_rows`, features side by side."""
+    feature_offs = tl.arange(0, BLOCK)
+    at = row_offs.to(tl.int64)[:, None] * row_stride + feature_offs[None, :]
+    mask = row_offs[:, None] < rows
+    if SIZE != BLOCK:
+        mask = mask & (feature_offs[None, :] < SIZE)
+    tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def mask_scores(
+    s,  # in base 2
+    mask_ptr, mask_query_stride, mask_key_stride,
+    query_offs, key_offs,  # of one dimension each, side by side with `s`
+    queries, keys,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """-inf where a key takes no part, the additive mask elsewhere.
+
+    A finite mask stays finite in base 2: rows masked by the lowest float throughout average all
+    keys, as in torch.
+    """
+    if MASK != "none":
+        at = query_offs.to(tl.int64) * mask_query_stride + key_offs.to(tl.int64) * mask_key_stride
+        inside = (query_offs < queries) & (key_offs < keys)
+        value = tl.load(mask_ptr + at, mask=inside, other=0.0)
+        if MASK == "boolean":
+            s = tl.where(value != 0, s, float("-inf"))
+        else:
+            wide = value.to(tl.float32)
+            finite = tl.maximum(wide * _LOG2E, _LOWEST)
+            s += tl.where(wide == float("-inf"), wide, finite)
+    if CAUSAL:
+        s = tl.where(key_offs <= query_offs, s, float("-inf"))
+    return s
+
+
+def forward_config(dtype: torch.dtype, queries: int, size: int, masked: bool) -> AttentionConfig:
+    """The tiles of the forward pass for heads of `size` features; pure.
+
+    A program holds its queries and their output in registers, and streams keys, values and mask.
+    They fit every GPU since compute capability 8.0: at most 99 KB of shared memory.
+    """
+    features = block_features(size)
+    few = 16 if queries <= 16 else 64  # a decoding step has one query
+    if dtype == torch.float32:
+        keys = 32 if features <= 128 else 16
+        return _float32(min(few, 32), keys, features)
+    if features > 128:
+        return AttentionConfig(few, 32, num_warps=8, num_stages=2)
+    if queries <= 64 or masked:
+        return AttentionConfig(few, 64, num_warps=4, num_stages=2)
+    return AttentionConfig(128, 64, num_warps=8, num_stages=3 if features <= 64 else 2)
+
+
+def backward_config(dtype: torch.dtype, size: int) -> AttentionConfig:
+    """The tiles of both kernels of the backward pass; pure."""
+    features = block_features(size)
+    if dtype == torch.float32:
+        return _float32(32 if features <= 128 else 16, 32, features)
+    if features <= 64:
+        return AttentionConfig(64, 64, num_warps=4, num_stages=2)
+    if features <= 128:
+        return AttentionConfig(64, 64, num_warps=8, num_stages=2)
+    return AttentionConfig(32, 32, num_warps=4, num_stages=2)
+
+
+def mask_gradient_config(dtype: torch.dtype, size: int) -> AttentionConfig:
+    """The tiles of the gradient of a mask, which streams all four operands; pure."""
+    features = block_features(size)
+    if dtype == torch.float32 or features <= 64:
+        return backward_config(dtype, size)
+    return AttentionConfig(32 if features <= 128 else 16, 32, num_warps=8, num_stages=2)
+
+
+def _float32(rows: int, keys: int, features: int) -> AttentionConfig:
+    """Three tf32 products on the tensor cores for small heads, plain ones for the others.
+
+    The former keep two fragments of every operand in registers: beyond 64 features they spill.
+    """
+    if features <= 64:
+        return AttentionConfig(rows, keys, num_warps=4, num_stages=3, precision="tf32x3")
+    return AttentionConfig(rows, keys, num_warps=8, num_stages=2, precision="ieee")
