@@ -11,23 +11,27 @@ key and, while "triton" is asked for by name, the CPU key as well. Nothing is lo
 """
 
 import contextlib
-import importlib
-import importlib.util
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
 import torch
 
-from pyfast import triton_rooms
+from pyfast import extension_module, triton_rooms
 
 BACKENDS = ("auto", "cpp", "triton", "torch")
 REQUIRABLE = ("", "cpp", "cuda", "triton")
+# Up to here `auto` leaves float32 CPU tensors to torch's own operators. They were measured to be
+# quicker there, forward and backward on one thread: a gradient formula in Python costs more than so
+# little arithmetic. In multiply-adds; for the norm and the loss in elements.
+LITTLE_WORK = {
+    "linear_act": 2**23,
+    "attention": 2**22,
+    "cross_entropy": 2**16,
+    "layer_norm": 2**17,
+}
 OPS = (
     "linear_act",
     "linear_glu",
@@ -43,73 +47,17 @@ OPS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs an operation: `backend` is "cpp", "triton" or "torch"; `why` is for people."""
+    """What runs an operation: `backend` is "cpp", "triton" or "torch"; `why` is for people.
+
+    Calls of at most `little` work take torch's own operators all the same: see LITTLE_WORK.
+    """
 
     backend: str
     why: str
+    little: int = -1
 
 
-def _load() -> tuple[ModuleType | None, str]:
-    """The extension module and where it comes from, or None and the reason."""
-    if "pyfast.build" in sys.orig_argv:  # python -m pyfast.build imports this package on its way
-        return None, "it is being built"
-    from pyfast import build
-
-    try:
-        if other := os.environ.get("PYFAST_EXTENSION"):
-            module, why = _load_file(Path(other)), f"PYFAST_EXTENSION={other}"
-        else:
-            module, why = importlib.import_module("pyfast._C"), "built extension"
-    except ModuleNotFoundError:
-        return _load_on_first_use()
-    except ImportError as error:
-        return None, f"pyfast._C does not load: {error}"
-    if module.source_hash != build.source_hash():
-        stale = "stale: rebuild with `python -m pyfast.build`"
-        warnings.warn(f"pyfast: the C++ extension is {stale}", stacklevel=2)
-        why = f"{why} ({stale})"
-    _check_isa(module)
-    return module, why
-
-
-def _check_isa(module: ModuleType) -> None:
-    """Say so if PYFAST_CPU_ISA asks for what this processor cannot do; the extension ignores it."""
-    wish, known = os.environ.get("PYFAST_CPU_ISA"), module.supported_isas()
-    if wish and wish not in known:
-        told = f"must be one of {', '.join(known)} on this processor; got {wish!r}"
-        warnings.warn(f"PYFAST_CPU_ISA {told}; using {module.isa()}", stacklevel=3)
-
-
-def _load_on_first_use() -> tuple[ModuleType | None, str]:
-    """The extension compiled from the sources in this installation, or None and the reason."""
-    from pyfast import build
-
-    declined = [s for s in ("PYFAST_JIT=0", "PYFAST_BACKEND=torch") if _is_set(s)]
-    if reason := declined[0] if declined else build.blocker():
-        return None, f"pyfast._C is not built ({reason})"
-    try:
-        return _load_file(build.compile_on_first_use()), "compiled on first use"
-    except (ImportError, OSError, RuntimeError) as error:
-        return None, f"pyfast._C could not be compiled on first use ({error})"
-
-
-def _load_file(path: Path) -> ModuleType:
-    """The extension from any file, as pyfast._C."""
-    spec = importlib.util.spec_from_file_location("pyfast._C", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not an extension module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules["pyfast._C"] = module
-    return module
-
-
-def _is_set(setting: str) -> bool:
-    name, value = setting.split("=")
-    return os.environ.get(name) == value
-
-
-_extension, _extension_why = _load()
+_extension, _extension_why = extension_module.load()
 _forced = os.environ.get("PYFAST_BACKEND", "auto")
 _choices: dict[tuple, Choice] = {}  # (op, device, dtype); emptied when the selection changes
 _warned: set[str] = set()  # device types
@@ -141,6 +89,16 @@ def uses_reference(op: str, device_type: str, dtype: torch.dtype | None = None) 
     return choose(op, device_type, dtype).backend == "torch"
 
 
+def torch_is_quicker(op: str, tensor: torch.Tensor, work: int) -> bool:
+    """Whether so little work is left to torch; never where kernels are asked for."""
+    return work <= choose(op, tensor.device.type, tensor.dtype).little
+
+
+def _little(op: str, dtype: torch.dtype | None) -> int:
+    measured = _forced == "auto" and not _deterministic and not os.environ.get("PYFAST_REQUIRE")
+    return LITTLE_WORK.get(op, -1) if measured and dtype == torch.float32 else -1
+
+
 def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choice:
     if _forced not in BACKENDS:
         raise ValueError(f"backend: name must be one of {', '.join(BACKENDS)}; got {_forced!r}")
@@ -152,7 +110,8 @@ def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choi
         return Choice("torch", 'asked for: backend "torch"')
     if device_type == "cpu" and _forced != "triton":
         if _extension is not None:
-            return Choice("cpp", f"{_extension_why}, {_extension.isa()} kernels")
+            why, little = f"{_extension_why}, {_extension.isa()} kernels", _little(op, dtype)
+            return Choice("cpp", why + "; torch's for little float32 work" * (little > 0), little)
         why = _extension_why
     elif device_type not in ("cpu", "cuda") or _forced == "cpp":
         why = f"no C++ kernels for {device_type} tensors in this version"
@@ -224,6 +183,7 @@ class deterministic:
         if not isinstance(mode, bool):
             raise TypeError(f"deterministic: mode must be a bool; got {mode!r}")
         self.before, _deterministic = _deterministic, mode
+        _choices.clear()
 
     def __enter__(self) -> None:
         pass
@@ -231,6 +191,7 @@ class deterministic:
     def __exit__(self, *_: object) -> None:
         global _deterministic
         _deterministic = self.before
+        _choices.clear()
 
 
 def is_deterministic() -> bool:
@@ -285,7 +246,7 @@ __all__ = [
     "extension",
     "is_deterministic",
     "select_isa",
+    "torch_is_quicker",
     "uses_reference",
     "using",
 ]
-_ = torch  # the extension's symbols resolve against libtorch, which importing torch has loaded

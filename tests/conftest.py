@@ -8,6 +8,8 @@ import numpy
 import pytest
 import torch
 
+from pyfast import backend
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -39,3 +41,15 @@ def same_random_numbers() -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def kernels_for_little_work(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests are about the kernels, also at sizes where `auto` leaves the work to torch."""
+    if request.node.get_closest_marker("little_work"):
+        monkeypatch.delenv("PYFAST_REQUIRE", raising=False)
+    else:
+        monkeypatch.setattr(backend, "LITTLE_WORK", {})
+    backend._choices.clear()

@@ -111,7 +111,7 @@ def detached(value: Any) -> Any:
 
 def recorded(case: Case) -> list[tuple[Any, tuple]]:
     """One call of each torch.ops.pyfast operation that forward and backward of the case make."""
-    with Recorder() as recorder:
+    with pyfast.using("cpp"), Recorder() as recorder:
         results(case, getattr(pyfast, case.op), case.inputs(torch.float32))
     assert recorder.calls
     return list({call[0]: call for call in recorder.calls}.values())

@@ -108,6 +108,18 @@ def test_triton_refuses_cpu_tensors_in_one_sentence() -> None:
 
 
 @needs_triton
+def test_backend_setting_runs_triton_from_the_start() -> None:
+    code = (
+        "import torch, pyfast\nfrom pyfast import backend\n"
+        "print(backend.choose('layer_norm', 'cpu').backend)\n"
+        "table = torch._C._dispatch_dump_table('pyfast::layer_norm')\n"
+        "print('triton_rooms' in table.split('CUDA')[0])"
+    )
+    done = run(code, PYFAST_BACKEND="triton")
+    assert done.stdout.split() == ["triton", "True"], done.stderr
+
+
+@needs_triton
 def test_using_triton_shows_what_it_covered_again() -> None:
     def table() -> str:
         return torch._C._dispatch_dump_table("pyfast::layer_norm").split("CUDA")[0]
@@ -176,3 +188,44 @@ def test_backend_setting_takes_the_reference_without_compiling() -> None:
     assert "asked for" in run(show, PYFAST_BACKEND="torch").stdout
     done = run(show, PYFAST_BACKEND="fortran")
     assert done.stderr.strip().endswith("must be one of auto, cpp, triton, torch; got 'fortran'")
+
+
+TORCHS = (
+    "MmBackward0",
+    "NativeLayerNormBackward0",
+    "ScaledDotProductFlashAttentionForCpuBackward0",
+    "NllLossBackward0",
+)
+LITTLE = {
+    "linear_act": lambda: pyfast.linear_act(torch.ones(2, 3, requires_grad=True), torch.ones(4, 3)),
+    "layer_norm": lambda: pyfast.layer_norm(torch.ones(2, 3, requires_grad=True), (3,)),
+    "attention": lambda: pyfast.attention(*[torch.ones(1, 1, 4, 8, requires_grad=True)] * 3),
+    "cross_entropy": lambda: pyfast.cross_entropy(
+        torch.ones(2, 3, requires_grad=True), torch.tensor([0, 2])
+    ),
+}
+
+
+@pytest.mark.little_work
+@pytest.mark.parametrize("op", backend.LITTLE_WORK)
+def test_little_work_is_left_to_torch_unless_kernels_are_asked_for(op: str) -> None:
+    ours = f"{op}Backward"
+
+    def formula() -> str:
+        node = LITTLE[op]().grad_fn
+        while node.name() not in (ours, *TORCHS) and node.next_functions:
+            node = node.next_functions[0][0]
+        return node.name()
+
+    assert formula() in TORCHS
+    with pyfast.using("cpp"):
+        assert formula() == ours
+    with pyfast.deterministic(True):
+        assert formula() == ours
+    assert backend.choose(op, "cpu", torch.bfloat16).little == -1
+
+
+@pytest.mark.little_work
+def test_little_work_answers_a_bad_target_in_our_words() -> None:
+    with pytest.raises((ValueError, RuntimeError), match="cross_entropy: target"):
+        pyfast.cross_entropy(torch.ones(2, 3), torch.tensor([0, 3]))

@@ -1,5 +1,6 @@
 """Cross entropy of logits and class indices: one read forward, one read and one write backward."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -62,6 +63,16 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             dtype=dtype,
         )
+    if weight is None and backend.torch_is_quicker("cross_entropy", input, input.numel()):
+        with contextlib.suppress(IndexError):  # a target out of range: the kernel says which
+            return reference.cross_entropy(
+                input,
+                target,
+                ignore_index=ignore_index,
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+                dtype=dtype,
+            )
     logits, flat = input, target
     if input.dim() == 1:
         logits, flat = input.unsqueeze(0), target.unsqueeze(0)  # [1, V], [1]

@@ -41,6 +41,8 @@ def layer_norm(
     )
     if backend.uses_reference("layer_norm", input.device.type, input.dtype):
         return reference.layer_norm(input, shape, weight, bias, eps, residual=residual)
+    if residual is None and backend.torch_is_quicker("layer_norm", input, input.numel()):
+        return reference.layer_norm(input, shape, weight, bias, eps)
     rows, cols = rows_of(input, shape)
     out, total, _, _ = _layer_norm(
         input.reshape(rows, cols),

@@ -33,6 +33,8 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str =
     n, k = _parse(x, weight, bias, act)
     if backend.uses_reference("linear_act", x.device.type, x.dtype):
         return reference.linear_act(x, weight, bias, act)
+    if backend.torch_is_quicker("linear_act", x, x.numel() * n):
+        return reference.linear_act(x, weight, bias, act)
     x2d = x if x.dim() == 2 else x.reshape(-1, k) if k else x.reshape(x.shape[:-1].numel(), 0)
     save = torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
