@@ -15,7 +15,7 @@ LINK     = $(VENV)/link-$(call key,setup.py pyproject.toml requirements.txt)
 help:
 	@echo "make train      train a GPT on real text        ARGS=\"--config FILE --run.steps 100\""
 	@echo "make test       run the tests                   ARGS=\"-k attention\""
-	@echo "make bench      compare with plain torch        ARGS=\"--steps 20\""
+	@echo "make bench      compare with plain torch        ARGS=\"--model gpt2-124m\""
 	@echo "make asan       run the C++ under ASan and UBSan"
 	@echo "make packaging  install in every supported way, each in a fresh virtual environment"
 	@echo "make doctor     say which backend runs where, and why"
@@ -29,7 +29,7 @@ test: setup
 	PYFAST_REQUIRE=cpp $(PY) -m pytest -q $(ARGS)
 
 bench: setup
-	$(PY) -m bench.train $(ARGS)
+	$(if $(ARGS),$(PY) -m bench.train $(ARGS),$(PY) -m bench.ops --quick && $(PY) -m bench.train)
 
 doctor: setup
 	$(PY) -m pyfast doctor $(ARGS)

@@ -1,171 +1,243 @@
-"""Time every operation against plain torch, forward and backward, on the cases of pyfast.testing.
+"""Time every operation against plain torch on the cases of bench/cases.py, all in one run.
 
-    python -m bench.ops [OP ...] [--dtypes float32 bfloat16] [--compile]
+    python -m bench.ops [OP ...] [--quick] [--dtypes float32 bfloat16] [--threads 1 2]
+                        [--isa avx2] [--thp on|off] [--no-compile] [--json FILE]
 
-Contestants take turns; each row has the median times, the ratio to the quickest torch contestant
-with its quartiles, and our share of two ceilings measured in the same run: a copy (memory) and a
-matmul (arithmetic). Rows where we lose are printed like the others. The last line is one JSON
-object.
+Contestants (bench/contestants.py) take turns; times are medians. A ratio is the quickest torch
+contestant's time over one's own, paired round by round, with its quartiles: above 1 is quicker.
+`forward+backward` is a training step's share: both, with fresh gradients each time. Rows where we
+lose are printed like the others. Memory is the extra of one call (bench/memory.py); the error is
+that of outputs and gradients against float64. The last line of stdout is one JSON object, a row
+per contestant.
 """
 
 import argparse
-import json
-from collections.abc import Callable
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-import pyfast
-from bench.cases import cases
-from bench.timing import interleave, ratio
-from pyfast import backend, reference
-from pyfast.testing import Case, Maker
+from bench import ceilings, errors, machine, mlp, rows, timing
+from bench.cases import cases, error_case
+from bench.contestants import (
+    COMPILE,
+    OURS,
+    STEP,
+    TRAINING,
+    at_most,
+    contestants,
+    copied,
+    directions,
+)
+from bench.memory import extra_peak
+from pyfast import backend
+from pyfast.testing import Case
 
-OURS = "pyfast"
-Call = Callable[[], object]
-
-
-def contestants(case: Case, compiled: bool) -> dict[str, Callable[..., Any]]:
-    """Functions that take the keyword arguments of the case."""
-    plain = getattr(reference, case.op)
-    found = {OURS: getattr(pyfast, case.op), "torch": plain}
-    if case.op == "linear_cross_entropy":
-        found["torch fused"] = F.linear_cross_entropy
-    if case.op == "adamw_step_":
-        found["torch"] = fused_adamw
-    elif compiled:
-        found["torch.compile"] = torch.compile(plain, dynamic=False)
-    return found
-
-
-def fused_adamw(**inputs: Any) -> None:
-    """One step of torch's fused AdamW on the same lists, after clip_grad_norm_."""
-    params, grads = inputs["params"], inputs["grads"]
-    for parameter, grad in zip(params, grads, strict=True):
-        parameter.grad = grad
-    if "max_norm" in inputs:
-        torch.nn.utils.clip_grad_norm_(params, inputs["max_norm"])
-    steps = [torch.tensor(float(inputs["step"])) for _ in params]
-    beta1, beta2 = inputs.get("betas", (0.9, 0.999))
-    torch._fused_adamw_(
-        params,
-        grads,
-        inputs["exp_avgs"],
-        inputs["exp_avg_sqs"],
-        [],
-        steps,
-        amsgrad=False,
-        lr=inputs.get("lr", 1e-3),
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=inputs.get("weight_decay", 1e-2),
-        eps=inputs.get("eps", 1e-8),
-        maximize=False,
-    )
+COMPILE_SECONDS = 120  # a compilation that takes longer is given up, and that is noted
+ROUNDS = 15
+QUICK_SECONDS, FULL_SECONDS = 0.5, 4.0  # of rounds, per measurement
+HOPELESS = 8  # a contestant of torch's that is so many times slower than the quickest is left out
+OPS = (*backend.OPS, mlp.OP)
+DTYPES = ("float32", "bfloat16", "float16")
+Inputs = dict[str, Any]
 
 
-def forward_call(function: Callable[..., Any], inputs: dict[str, Any]) -> Call:
-    def call() -> object:
-        with torch.no_grad():
-            return function(**inputs)
+class Bench:
+    """One run: its options, the ceilings of each thread count, and the rows so far."""
 
-    return call
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.machine = machine.facts(options.isa)
+        self.ceilings: dict[int, dict] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.failures: list[dict[str, str]] = []
+
+    def run(self) -> None:
+        """All measurements; each line is printed as soon as it is known."""
+        options = self.options
+        print("\n".join(machine.headline(self.machine)))
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            ceiling = ceilings.measure_ceilings(options.dtypes, threads, options.isa)
+            self.ceilings[threads] = ceiling
+            print(ceilings.sentence(ceiling), flush=True)
+        for dtype in options.dtypes:
+            for op in options.ops or OPS:
+                if op != mlp.OP:
+                    for case in cases(op, options.quick):
+                        self.measure_case(case, dtype)
+                elif dtype == "float32":
+                    self.measure_mlp()
+        print(rows.summary(self.rows))
+
+    def measure_case(self, case: Case, dtype: str) -> None:
+        """Every thread count and direction of one case."""
+        compile, quick = self.options.compile, self.options.quick
+        binders = contestants(case, compile=compile, chunkings=not quick)
+        inputs = case.inputs(getattr(torch, dtype))
+        twin = error_case(case)
+        exact = None
+        if twin is case:
+            exact = errors.truth(case, inputs, TRAINING if case.grads else STEP)
+        for threads in self.options.threads:
+            torch.set_num_threads(threads)
+            for direction in directions(case):
+                known = {} if twin is case else self.twin_errors(twin, dtype)
+                calls = {name: bind(inputs, direction) for name, bind in binders.items()}
+                moved, flops = work(case, direction, dtype)
+                job = rows.Job(
+                    op=case.op,
+                    case=case.name,
+                    direction=direction,
+                    dtype=dtype,
+                    shape=shape_of(inputs),
+                    threads=threads,
+                    bytes=moved,
+                    flops=flops,
+                    calls=calls,
+                    rel_err=known,
+                    rel_err_case=twin.name,
+                )
+                self.measure(job, exact)
+
+    def twin_errors(self, twin: Case, dtype: str) -> dict[str, float]:
+        """The contestants' errors on the small twin of a case that changes its inputs."""
+        inputs = twin.inputs(getattr(torch, dtype))
+        exact = errors.truth(twin, inputs, STEP)
+        found = {}
+        for name, bind in contestants(twin, compile=self.options.compile).items():
+            values = self.first_call(f"{twin} {dtype}", name, bind(copied(inputs), STEP))
+            if values is not None:
+                found[name] = errors.worst_error(values, exact)
+        return found
+
+    def measure_mlp(self) -> None:
+        """The small MLP's training step."""
+        exact = mlp.truth()
+        for threads in self.options.threads:
+            torch.set_num_threads(threads)
+            self.measure(mlp.job(threads, self.options.compile), exact)
+
+    def measure(self, job: rows.Job, exact: errors.Named | None) -> None:
+        """Errors, times and memory of one job's contestants; the rows are kept and told."""
+        for name, call in list(job.calls.items()):
+            values = self.first_call(label_of(job), name, call)
+            if values is None:
+                del job.calls[name]
+            elif exact is not None:
+                job.rel_err[name] = errors.worst_error(values, exact)
+            del values
+        seconds = QUICK_SECONDS if self.options.quick else FULL_SECONDS
+        self.drop_hopeless(job, seconds)
+        times = timing.interleave(job.calls, rounds=ROUNDS, budget=seconds)
+        job.peak.update((name, extra_peak(call)) for name, call in job.calls.items())
+        found = rows.rows(job, times, self.ceilings[job.threads])
+        self.rows += found
+        print(rows.line(found), flush=True)
+
+    def drop_hopeless(self, job: rows.Job, seconds: float) -> None:
+        """Leave out, and note, what could not win and would take longer than all rounds may."""
+        if sum(name != OURS for name in job.calls) < 2:
+            return
+        paces = {name: timing.once(call) for name, call in job.calls.items()}
+        least = min(pace for name, pace in paces.items() if name != OURS)
+        for name, pace in paces.items():
+            if name != OURS and pace > max(HOPELESS * least, seconds):
+                del job.calls[name]
+                self.note(label_of(job), name, f"{pace / least:.0f} times slower than the best")
+
+    def note(self, label: str, name: str, why: str) -> None:
+        """Tell of a contestant that is left out, and keep it for the JSON."""
+        self.failures.append({"case": label, "backend": name, "why": why})
+        print(f"{label}: {name} left out: {why}", flush=True)
+
+    def first_call(self, label: str, name: str, call: Any) -> errors.Named | None:
+        """What the first call computes; None, noted, if a compiler fails or takes too long."""
+        if name != COMPILE:
+            return call()
+        try:
+            with at_most(COMPILE_SECONDS), warnings.catch_warnings(action="ignore"):
+                return call()
+        except Exception as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            self.note(label, name, why)
+            return None
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object of the run."""
+        return {
+            "bench": "ops",
+            "quick": self.options.quick,
+            "machine": self.machine,
+            "ceilings": self.ceilings,
+            "failures": self.failures,
+            "rows": self.rows,
+        }
 
 
-def backward_call(case: Case, function: Callable[..., Any], inputs: dict[str, Any]) -> Call:
-    """The backward alone: the graph is made once and kept."""
-    live = {
-        k: v.detach().clone().requires_grad_() if k in case.grads else v for k, v in inputs.items()
-    }
-    outputs = function(**live)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    make = Maker(torch.float32, seed=1)
-    weights = [make.normal(*out.shape).to(out.dtype) for out in outputs]
-    sources = [live[name] for name in case.grads]
-    return lambda: torch.autograd.grad(outputs, sources, weights, retain_graph=True)
+def label_of(job: rows.Job) -> str:
+    """What names a measurement."""
+    return f"{job.op} {job.case} {job.direction} {job.dtype} {job.threads} threads"
 
 
-def measure(case: Case, direction: str, dtype: torch.dtype, options: argparse.Namespace) -> dict:
-    """One row: what every contestant takes, and the ratio of the quickest torch one to ours."""
-    inputs = case.inputs(dtype)
-    calls = {
-        name: forward_call(function, inputs)
-        if direction == "forward"
-        else backward_call(case, function, inputs)
-        for name, function in contestants(case, options.compile).items()
-    }
-    times = interleave(calls, rounds=options.rounds)
-    quickest = min((n for n in times if n != OURS), key=lambda n: times[n].median)
-    part = int(direction == "backward")
-    seconds = times[OURS].median
-    return {
-        "op": case.op,
-        "case": case.name,
-        "direction": direction,
-        "dtype": str(dtype).removeprefix("torch."),
-        "ms": {name: round(1e3 * t.median, 4) for name, t in times.items()},
-        "contestant": quickest,
-        "ratio": [round(r, 3) for r in ratio(times[quickest], times[OURS])],
-        "gigabytes_per_s": round(case.elements[part] * dtype.itemsize / seconds / 1e9, 2),
-        "gigaflops": round(case.flops[part] / seconds / 1e9, 1),
-    }
+def work(case: Case, direction: str, dtype: str) -> tuple[int, int]:
+    """Bytes that must move and FLOPs of one call."""
+    parts = slice(2) if direction == TRAINING else slice(1)
+    return sum(case.elements[parts]) * getattr(torch, dtype).itemsize, sum(case.flops[parts])
 
 
-def ceilings(dtype: torch.dtype) -> dict[str, float]:
-    """What this machine does at best: GB/s of a large copy, GFLOP/s of a large matmul."""
-    source = torch.ones(2**26, dtype=torch.uint8)  # 64 MB, past the caches
-    target, size = torch.empty_like(source), 2048
-    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    times = interleave({"copy": lambda: target.copy_(source), "matmul": lambda: a @ b}, rounds=5)
-    return {
-        "gigabytes_per_s": round(2 * source.numel() / times["copy"].median / 1e9, 2),
-        "gigaflops": round(2 * size**3 / times["matmul"].median / 1e9, 1),
-    }
-
-
-def show(row: dict, ceiling: dict[str, float]) -> None:
-    median, low, high = row["ratio"]
-    share = [100 * row[key] / ceiling[key] for key in ("gigabytes_per_s", "gigaflops")]
-    print(
-        f"{row['op'] + ' ' + row['case']:48}{row['direction']:9}{row['ms'][OURS]:10.3f} ms "
-        f"{row['ms'][row['contestant']]:10.3f} ms {median:6.2f}x ({low:.2f} to {high:.2f}) of "
-        f"{row['contestant']:14}{share[0]:4.0f}% of copy {share[1]:4.0f}% of matmul",
-        flush=True,
-    )
+def shape_of(inputs: Inputs) -> str:
+    """The shapes of the tensors among the inputs: "x[32,64] weight[64,64]"."""
+    words = []
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor):
+            words.append(f"{name}{list(value.shape)}".replace(" ", ""))
+        elif name == "params":
+            count = sum(p.numel() for p in value)
+            words.append(f"{len(value)} tensors of {count} elements")
+    return " ".join(words)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.ops")
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(backend.OPS)}")
-    dtypes = ["float32", "bfloat16", "float16"]
-    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes[:2])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    parser = argparse.ArgumentParser(prog="python -m bench.ops", description=__doc__.split("\n")[0])
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)}")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES[:2]))
+    every = torch.get_num_threads()
+    parser.add_argument(
+        "--threads", nargs="+", type=int, help="thread counts; default: 1 and all (quick: all)"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, no compile")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="take torch.compile as well"
+    )
+    parser.add_argument("--isa", choices=list(machine.ISA_SETTINGS), help="hold everyone to it")
+    parser.add_argument("--thp", choices=["on", "off"], help="huge pages in torch's allocator")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object here too")
     options = parser.parse_args(arguments)
+    if options.threads is None:
+        options.threads = [every] if options.quick else sorted({1, every})
+    if options.compile is None:
+        options.compile = not options.quick
     for op in options.ops:
-        if op not in backend.OPS:
-            parser.error(f"OP must be one of {', '.join(backend.OPS)}; got {op}")
+        if op not in OPS:
+            parser.error(f"OP must be one of {', '.join(OPS)}; got {op}")
+    if min(options.threads) < 1:
+        parser.error(f"--threads must be at least 1; got {min(options.threads)}")
+    machine.expect_folder(parser, "--json", options.json)
     return options
 
 
 def main() -> None:
     options = parse_arguments()
-    torch.set_num_threads(options.threads)
-    rows, limits = [], {}
-    why = backend.choose("linear_act", "cpu").why
-    print(f"{OURS}: {why}; torch {torch.__version__}, {options.threads} threads")
-    for name in options.dtypes:
-        dtype = getattr(torch, name)
-        limits[name] = ceilings(dtype)
-        print(f"\n{name}: ceilings {limits[name]}; ours, then torch")
-        for op in options.ops or backend.OPS:
-            for case in cases(op):
-                for direction in ("forward", "backward") if case.grads else ("forward",):
-                    rows.append(measure(case, direction, dtype, options))
-                    show(rows[-1], limits[name])
-    print(json.dumps({"bench": "ops", "backend": why, "ceilings": limits, "rows": rows}))
+    machine.restart_with(machine.wanted_environment(options.isa, options.thp))
+    if options.compile:
+        import torch._inductor.config
+
+        torch._inductor.config.compile_threads = 1  # no worker processes beside the timing
+    bench = Bench(options)
+    bench.run()
+    machine.finish(bench.document(), options.json)
 
 
 if __name__ == "__main__":

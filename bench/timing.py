@@ -1,6 +1,7 @@
 """Fair timing: contestants take turns in one run, so a slow moment of the machine hits them all."""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 MIN_SAMPLE = 2e-3  # seconds; shorter calls are repeated until one sample lasts this long
+MIN_ROUNDS = 3  # a median and quartiles want as many, whatever they cost
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,20 @@ def interleave(
     warmup: int = 3,
     repeat: bool = True,
     device: str = "cpu",
+    budget: float = math.inf,
 ) -> dict[str, Timing]:
     """Time every contestant once per round, in an order that turns round after each round.
 
     repeat: call a quick contestant several times per sample (not where a call changes the next).
+    budget: seconds for all rounds, about; slow calls get fewer rounds and a shorter warm-up.
     """
-    calls = {
-        name: _calls_per_sample(run, warmup, repeat, device) for name, run in contestants.items()
-    }
+    calls, one_round = {}, 0.0
+    for name, run in contestants.items():
+        last = _warm_up(run, warmup, budget / len(contestants), device)
+        calls[name] = max(1, round(MIN_SAMPLE / last)) if repeat and warmup else 1
+        one_round += last * calls[name]
+    if one_round * rounds > budget:
+        rounds = min(rounds, max(MIN_ROUNDS, int(budget / one_round)))
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     collecting = gc.isenabled()
     gc.disable()
@@ -59,6 +67,11 @@ def interleave(
     return {name: Timing(tuple(s)) for name, s in samples.items()}
 
 
+def once(run: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds of a single call."""
+    return _seconds(run, 1, device)
+
+
 def ratio(baseline: Timing, ours: Timing) -> tuple[float, float, float]:
     """(median, lower and upper quartile) of baseline / ours, paired round by round; > 1: we win."""
     pairs = zip(baseline.samples, ours.samples, strict=True)
@@ -66,10 +79,15 @@ def ratio(baseline: Timing, ours: Timing) -> tuple[float, float, float]:
     return ratios.median, *ratios.quartiles
 
 
-def _calls_per_sample(run: Callable[[], object], warmup: int, repeat: bool, device: str) -> int:
-    for _ in range(warmup):
+def _warm_up(run: Callable[[], object], calls: int, budget: float, device: str) -> float:
+    """Call `run` up to `calls` times, while the budget lasts; seconds of the last call."""
+    last, spent = 0.0, 0.0
+    for _ in range(calls):
         last = _seconds(run, 1, device)
-    return max(1, round(MIN_SAMPLE / last)) if repeat and warmup else 1
+        spent += last
+        if spent > budget:
+            break
+    return last
 
 
 def _seconds(run: Callable[[], object], calls: int, device: str) -> float:

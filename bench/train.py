@@ -1,156 +1,88 @@
-"""Train the same small GPT with pyfast and with plain torch in one run: loss curves and step times.
+"""Train the same GPT with pyfast and with plain torch in one run: loss curves and step times.
 
-    python -m bench.train --steps 20
+    python -m bench.train [--model small|gpt2-124m] [--steps 20] [--json FILE]
 
 All contestants start from the same weights (numbers that bfloat16 holds exactly), see the same
 batches and take turns step by step. Plain torch is given its quickest way: fused AdamW, and in
 bfloat16 the faster of 16-bit parameters with float32 masters and of autocast. Our loss curve must
-be as near the float64 one as torch's own, by the rule of the tests; the exit status tells. The last
-line is one JSON object.
+be as near the float64 one as torch's own, by the rule of the tests; the exit status tells. For
+gpt2-124m (batch 4, 512 tokens) float64 would take too long: torch's float32 curve stands for the
+truth of the bfloat16 ones; and the share of the machine's ceilings and each contestant's peak
+memory (a process for each) are told as well. The last line is one JSON object.
 """
 
 import argparse
-import json
-import re
 import sys
-import sysconfig
-from collections import Counter
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from bench.plain_gpt import PlainGPT
+from bench import ceilings, machine, trainers
 from bench.timing import Timing, interleave, ratio
-from pyfast import backend, models
-from pyfast.optim import AdamW
+from bench.trainers import OURS, Batch, Trainer
+from pyfast import models
 from pyfast.train import ModelConfig, OptimConfig
 
-LEARNING_RATE = 3e-4  # the schedule's peak without its warm-up would amplify rounding errors
-WARMUP = 3  # steps that count for the loss curve, not for the times
-OURS = "pyfast"
-Batch = tuple[Tensor, Tensor]
-
-
-class Trainer:
-    """One contestant: a model, its optimizer, and the losses so far."""
-
-    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], update: Callable[[], object]):
-        self.loss, self.update = loss, update
-        self.losses: list[float] = []
-
-    def step(self, batches: list[Batch]) -> None:
-        loss = self.loss(*batches[len(self.losses)])
-        loss.backward()
-        self.update()
-        self.losses.append(loss.item())
-
-
-def ours(config: models.GPTConfig, state: dict[str, Tensor], dtype: torch.dtype) -> Trainer:
-    """pyfast's GPT and AdamW; 16-bit parameters keep float32 masters inside the optimizer."""
-    model = models.build(config)
-    model.load_state_dict(state)
-    model.to(dtype)
-    optim = OptimConfig()
-    optimizer = AdamW(model.parameters(), **_adamw(optim), max_norm=optim.max_norm)
-
-    def update() -> None:
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return Trainer(model.loss, update)
-
-
-def plain(
-    config: models.GPTConfig,
-    state: dict[str, Tensor],
-    dtype: torch.dtype,
-    autocast: torch.dtype | None = None,
-) -> Trainer:
-    """Plain torch in `dtype` or under autocast; 16-bit parameters copy float32 masters."""
-    model = PlainGPT(
-        vocab=config.vocab_size,
-        positions=config.n_positions,
-        width=config.n_embd,
-        layers=config.n_layer,
-        heads=config.n_head,
-        eps=config.layer_norm_epsilon,
-    ).to(dtype)
-    model.copy_weights(state)
-    parameters = list(model.parameters())
-    has_masters = dtype.itemsize == 2
-    masters = [p.detach().float() for p in parameters] if has_masters else parameters
-    optim = OptimConfig()
-    optimizer = torch.optim.AdamW(masters, **_adamw(optim), fused=True)
-
-    def loss(tokens: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
-            return model.loss(tokens, targets)
-
-    def update() -> None:
-        if has_masters:
-            for master, parameter in zip(masters, parameters, strict=True):
-                master.grad, parameter.grad = parameter.grad.float(), None
-        torch.nn.utils.clip_grad_norm_(masters, optim.max_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if has_masters:
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, masters)
-
-    return Trainer(loss, update)
-
-
-def _adamw(optim: OptimConfig) -> dict[str, object]:
-    betas = (optim.beta1, optim.beta2)
-    return {
-        "lr": LEARNING_RATE,
-        "betas": betas,
-        "eps": optim.eps,
-        "weight_decay": optim.weight_decay,
-    }
-
-
-def text_batches(steps: int, batch: int, length: int, vocab: int) -> list[Batch]:
-    """Batches of real text: words of Python's standard library, the most frequent ones numbered."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    words: list[str] = []
-    for path in sorted(folder.glob("*.py")):
-        words += re.findall(r"\w+|\s+|[^\w\s]", path.read_text(errors="replace"))
-        if len(words) > 1_000_000:
-            break
-    ids = {word: i for i, (word, _) in enumerate(Counter(words).most_common(vocab - 1), 1)}
-    stream = torch.tensor([ids.get(word, 0) for word in words])
-    generator = torch.Generator().manual_seed(0)
-    starts = torch.randint(len(stream) - length - 1, (steps, batch), generator=generator)
-    rows = stream[starts[..., None] + torch.arange(length + 1)]  # [steps, B, T + 1]
-    return [(block[:, :-1].contiguous(), block[:, 1:].contiguous()) for block in rows]
+_SMALL, _OPTIM = ModelConfig(), OptimConfig()
+MODELS = {
+    "small": {
+        "steps": 20,
+        "batch_size": _OPTIM.batch_size,
+        "context_length": _SMALL.context_length,
+        "n_layer": _SMALL.n_layer,
+        "n_head": _SMALL.n_head,
+        "n_embd": _SMALL.n_embd,
+        "vocab_size": 4096,
+    },
+    "gpt2-124m": {
+        "steps": 6,
+        "batch_size": 4,
+        "context_length": 512,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "vocab_size": 50257,
+    },
+}
+WARMUP = {"small": 3, "gpt2-124m": 1}  # steps that count for the loss curve, not for the times
+DTYPES = ("float32", "bfloat16")
 
 
 def compare(
-    contestants: dict[str, Trainer], twin: str, truth: list[float], batches: list[Batch]
+    contestants: dict[str, Trainer], truth: list[float] | None, batches: list[Batch], warmup: int
 ) -> dict[str, object]:
-    """Train in turns; times, losses, and whether ours are as near the truth as those of `twin`."""
+    """Train in turns; times, losses, and whether ours are as near the truth as torch's twin's.
+
+    The twin is the second contestant. Without a truth nothing is judged: `agree` is None.
+    """
     runs = {name: lambda t=trainer: t.step(batches) for name, trainer in contestants.items()}
-    times = interleave(runs, rounds=len(batches) - WARMUP, warmup=WARMUP, repeat=False)
+    times = interleave(runs, rounds=len(batches) - warmup, warmup=warmup, repeat=False)
     fastest = min((n for n in times if n != OURS), key=lambda n: times[n].median)
-    errors = {
-        name: max(abs(a - b) for a, b in zip(trainer.losses, truth, strict=True))
-        for name, trainer in contestants.items()
-    }
-    # The losses themselves are float32 in every contestant.
-    floor = 4 * torch.finfo(torch.float32).eps * max(map(abs, truth))
-    allowed = 2 * errors[twin] + floor
-    return {
+    result = {
         "ms": {name: _milliseconds(t) for name, t in times.items()},
         "contestant": fastest,
         "ratio": [round(r, 3) for r in ratio(times[fastest], times[OURS])],
         "losses": {name: trainer.losses for name, trainer in contestants.items()},
-        "error": errors,
-        "allowed_error": allowed,
-        "agree": errors[OURS] <= allowed,
     }
+    return result | judge(result["losses"], truth, twin=list(contestants)[1])
+
+
+def judge(
+    losses: dict[str, list[float]], truth: list[float] | None, twin: str
+) -> dict[str, object]:
+    """Each curve's largest error, what ours may be, and whether it is."""
+    if truth is None:
+        return {"error": None, "allowed_error": None, "agree": None}
+    errors = {
+        name: max(abs(a - b) for a, b in zip(curve, truth, strict=True))
+        for name, curve in losses.items()
+    }
+    # The losses themselves are float32 in every contestant.
+    floor = 4 * torch.finfo(torch.float32).eps * max(map(abs, truth))
+    allowed = 2 * errors[twin] + floor
+    return {"error": errors, "allowed_error": allowed, "agree": errors[OURS] <= allowed}
 
 
 def _milliseconds(timing: Timing) -> list[float]:
@@ -158,86 +90,133 @@ def _milliseconds(timing: Timing) -> list[float]:
     return [round(1e3 * s, 2) for s in (timing.median, *timing.quartiles)]
 
 
-def report(dtype: str, result: dict, truth: list[float], tokens: int) -> None:
+def peaks_in_mb(dtype: str, config: models.GPTConfig, options: argparse.Namespace) -> dict:
+    """Peak memory of each contestant's step, each in a fresh process; MB, or None."""
+    sizes = (options.batch_size, options.context_length, options.threads)
+    found = {}
+    for name in trainers.names(dtype):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
+            peak = child.submit(trainers.peak_of_step, name, config, dtype, *sizes).result()
+        found[name] = None if peak is None else round(peak / 1e6, 1)
+    return found
+
+
+def shares(result: dict, flops: int, dtype: str, ceiling: dict) -> dict[str, dict[str, float]]:
+    """Percent of the matmul ceiling and of each peak loop that every contestant reaches."""
+    rates = {"matmul": ceilings.matmul_rate(ceiling, dtype)}
+    rates |= {name: rate for name, rate in ceiling["peak_gflops"].items() if rate}
+    return {
+        name: {k: round(100 * flops / (times[0] * 1e6) / rate, 1) for k, rate in rates.items()}
+        for name, times in result["ms"].items()
+    }
+
+
+def report(dtype: str, result: dict, truth: list[float] | None, tokens: int) -> None:
     """The tables for people."""
     names = list(result["losses"])
     width = max(12, *map(len, names)) + 2
-    print(f"\n{dtype}\n{'step':>4}{'float64':>12}" + "".join(f"{n:>{width}}" for n in names))
-    for i, exact in enumerate(truth):
-        row = "".join(f"{result['losses'][n][i]:{width}.6f}" for n in names)
-        print(f"{i:4d}{exact:12.6f}{row}")
-    print("worst error     " + "".join(f"{result['error'][n]:{width}.2e}" for n in names))
-    verdict = "agree" if result["agree"] else "DISAGREE"
-    print(f"the curves {verdict}: allowed error {result['allowed_error']:.2e}")
+    print(f"\n{dtype}\n{'step':>4}{'truth':>12}" + "".join(f"{n:>{width}}" for n in names))
+    for i in range(len(result["losses"][OURS])):
+        exact = f"{truth[i]:12.6f}" if truth else f"{'-':>12}"
+        print(f"{i:4d}{exact}" + "".join(f"{result['losses'][n][i]:{width}.6f}" for n in names))
+    if truth:
+        print("worst error     " + "".join(f"{result['error'][n]:{width}.2e}" for n in names))
+        verdict = "agree" if result["agree"] else "DISAGREE"
+        print(f"the curves {verdict}: allowed error {result['allowed_error']:.2e}")
     for name in names:
         median, low, high = result["ms"][name]
-        speed = tokens / median * 1e3
-        print(f"{name:24}{median:9.1f} ms  ({low:.1f} to {high:.1f})  {speed:9.0f} tokens/s")
+        text = f"{name:24}{median:9.1f} ms  ({low:.1f} to {high:.1f})  "
+        text += f"{tokens / median * 1e3:9.0f} tokens/s"
+        if "shares" in result:
+            text += "".join(f"  {p:.1f}% of {k}" for k, p in result["shares"][name].items())
+            text += f"  peak {result['peak_mb'][name]} MB"
+        print(text)
     median, low, high = result["ratio"]
     print(f"{OURS} is {median:.2f}x ({low:.2f} to {high:.2f}) of {result['contestant']}")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    sizes, optim = ModelConfig(), OptimConfig()
     parser = argparse.ArgumentParser(
         prog="python -m bench.train", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument(
-        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"]
-    )
-    parser.add_argument("--batch-size", type=int, default=optim.batch_size)
-    parser.add_argument("--context-length", type=int, default=sizes.context_length)
-    parser.add_argument("--n-layer", type=int, default=sizes.n_layer)
-    parser.add_argument("--n-head", type=int, default=sizes.n_head)
-    parser.add_argument("--n-embd", type=int, default=sizes.n_embd)
-    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--model", choices=list(MODELS), default="small")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    for name in MODELS["small"]:
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=int, help="default: that of --model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--limits",
+        action=argparse.BooleanOptionalAction,
+        help="percent of the ceilings, peak memory; default: with gpt2-124m",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object here too")
     options = parser.parse_args(arguments)
-    if options.steps <= WARMUP:
+    for name, value in MODELS[options.model].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.limits is None:
+        options.limits = options.model == "gpt2-124m"
+    warmup = WARMUP[options.model]
+    if options.steps <= warmup:
         parser.error(
-            f"--steps must be more than {WARMUP}, the untimed first ones; got {options.steps}"
+            f"--steps must be more than {warmup}, the untimed first ones; got {options.steps}"
         )
+    machine.expect_folder(parser, "--json", options.json)
     return options
 
 
-def main() -> None:
-    options = parse_arguments()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    config = models.GPTConfig(
+def config_of(options: argparse.Namespace) -> models.GPTConfig:
+    """The model that the options describe."""
+    return models.GPTConfig(
         vocab_size=options.vocab_size,
         n_positions=options.context_length,
         n_embd=options.n_embd,
         n_layer=options.n_layer,
         n_head=options.n_head,
     )
-    state = {k: v.bfloat16().float() for k, v in models.build(config).state_dict().items()}
-    batches = text_batches(
-        options.steps, options.batch_size, options.context_length, options.vocab_size
-    )
-    print(
-        f"{OURS}: {backend.choose('linear_act', 'cpu').why}; torch {torch.__version__}, "
-        f"{options.threads} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    exact = plain(config, state, torch.float64)
-    for _ in batches:
-        exact.step(batches)
+
+
+def run(options: argparse.Namespace) -> dict[str, dict]:
+    """The results by dtype; the tables are printed."""
+    config = config_of(options)
+    sizes = (options.batch_size, options.context_length)
+    batches = trainers.text_batches(options.steps, *sizes, options.vocab_size)
+    limits = {}
+    if options.limits:
+        limits = ceilings.measure_ceilings(options.dtypes, options.threads)
+        print(ceilings.sentence(limits))
+    state, truth = trainers.initial_state(config), None
+    if options.model == "small":
+        exact = trainers.plain(config, state, torch.float64)
+        for _ in batches:
+            exact.step(batches)
+        truth = exact.losses
     results = {}
     for dtype in options.dtypes:
-        kind = getattr(torch, dtype)
-        contestants = {
-            OURS: ours(config, state, kind),
-            f"torch {dtype}": plain(config, state, kind),
-        }
-        if kind == torch.bfloat16:
-            contestants["torch autocast"] = plain(config, state, torch.float32, autocast=kind)
-        results[dtype] = compare(contestants, f"torch {dtype}", exact.losses, batches)
-        report(dtype, results[dtype], exact.losses, batches[0][0].numel())
-    print(
-        json.dumps({"bench": "train", **vars(options), "float64_losses": exact.losses, **results})
-    )
-    sys.exit(not all(result["agree"] for result in results.values()))
+        peaks = peaks_in_mb(dtype, config, options) if limits else {}
+        contestants = {n: trainers.build(n, config, state, dtype) for n in trainers.names(dtype)}
+        result = compare(contestants, truth, batches, WARMUP[options.model])
+        if limits:
+            flops = trainers.step_flops(config, *sizes)
+            result["shares"] = shares(result, flops, dtype, limits)
+            result["peak_mb"] = peaks
+        results[dtype] = result | {"truth": truth}
+        report(dtype, result, truth, sizes[0] * sizes[1])
+        if truth is None:
+            truth = result["losses"][f"torch {dtype}"]
+    return results | ({"ceilings": limits} if limits else {})
+
+
+def main() -> None:
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    told = machine.facts()
+    print("\n".join(machine.headline(told)))
+    results = run(options)
+    settings = {k: v for k, v in vars(options).items() if k != "json"}
+    machine.finish({"bench": "train", "machine": told, **settings, **results}, options.json)
+    sys.exit(any(results[dtype]["agree"] is False for dtype in options.dtypes))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The benchmarks run, are fair in their order, and end in one JSON line."""
+"""The timing is fair in its order; the bench of training runs, judges and ends in one JSON line."""
 
 import json
 import sys
+import time
 
 import pytest
 
-from bench import ops, timing, train
-from pyfast.testing import cases
+from bench import timing, train, trainers
+from pyfast.models import GPTConfig
 
 TINY = "--steps 6 --batch-size 2 --context-length 16 --vocab-size 300"
 TINY += " --n-layer 2 --n-head 2 --n-embd 32"
@@ -55,12 +56,49 @@ def test_bench_train_refuses_too_few_steps(monkeypatch, capsys) -> None:
     assert "--steps must be more than 3, the untimed first ones; got 3" in capsys.readouterr().err
 
 
-def test_bench_ops_prints_rows_and_json(monkeypatch, capsys) -> None:
-    arguments = "rope adamw_step_ --rounds 1 --dtypes float32"
-    monkeypatch.setattr(ops, "cases", lambda op: cases(op)[:1])
-    monkeypatch.setattr(ops, "ceilings", lambda dtype: {"gigabytes_per_s": 1.0, "gigaflops": 1.0})
-    monkeypatch.setattr(sys, "argv", ["ops", *arguments.split()])
-    ops.main()
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    rows = {(row["op"], row["direction"]) for row in result["rows"]}
-    assert rows == {("rope", "forward"), ("rope", "backward"), ("adamw_step_", "forward")}
+def test_interleave_keeps_to_its_budget() -> None:
+    count = 0
+
+    def call() -> None:
+        nonlocal count
+        count += 1
+        time.sleep(0.01)
+
+    times = timing.interleave({"slow": call}, rounds=1000, warmup=100, budget=0.05)
+    assert timing.MIN_ROUNDS <= len(times["slow"].samples) <= 5
+    assert count <= 12
+
+
+def test_judge_without_a_truth_judges_nothing() -> None:
+    assert train.judge({"pyfast": [1.0], "torch": [2.0]}, None, "torch")["agree"] is None
+
+
+def test_judge_holds_ours_against_the_twin() -> None:
+    losses = {"pyfast": [1.3], "torch": [1.1], "torch autocast": [1.9]}
+    assert not train.judge(losses, [1.0], "torch")["agree"]
+    assert train.judge(losses | {"pyfast": [1.15]}, [1.0], "torch")["agree"]
+
+
+def test_shares_come_from_the_models_flops() -> None:
+    ceiling = {"matmul_gflops": {"float32": 100.0}, "peak_gflops": {"fma_avx2": 200.0}}
+    ceiling["peak_gflops"]["amx_bf16"] = None
+    result = {"ms": {"pyfast": [1000.0, 900.0, 1100.0]}}
+    found = train.shares(result, 50 * 10**9, "float32", ceiling)
+    assert found == {"pyfast": {"matmul": 50.0, "fma_avx2": 25.0}}
+
+
+def test_gpt2_124m_has_its_known_flops() -> None:
+    options = train.parse_arguments(["--model", "gpt2-124m"])
+    assert (options.batch_size, options.context_length, options.limits) == (4, 512, True)
+    config = train.config_of(options)
+    # 6 x 123.5 million weights in products x 2048 tokens, and attention's few percent
+    assert trainers.step_flops(config, 4, 512) == pytest.approx(1.586e12, rel=1e-2)
+
+
+def test_peak_of_a_step_holds_the_weights_and_their_gradients() -> None:
+    config = GPTConfig(vocab_size=4000, n_positions=16, n_embd=256, n_layer=2, n_head=2)
+    peak = trainers.peak_of_step("pyfast", config, "float32", 2, 16, 1)
+    if peak is None:
+        pytest.skip("needs /proc/self/clear_refs")
+    weights = 4 * 2.6e6
+    assert 3.5 * weights < peak < 8 * weights  # weights, gradients, two moments; some activations
