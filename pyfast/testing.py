@@ -265,6 +265,8 @@ CASES = [
     linear_act(2, 70, 300, "silu", bias=False),
     linear_act(2, 70, 300, "relu", flipped=True),
     linear_act(1100, 33, 40, "gelu"),
+    linear_act(70, 29, 53, "mish"),
+    linear_act(33, 530, 61, "none"),
     linear_glu(37, 29, 53),
     linear_glu(130, 70, 300, "gelu_tanh", bias=True),
     linear_glu(2, 70, 33),

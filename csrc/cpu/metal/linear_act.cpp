@@ -1,7 +1,7 @@
 #include "linear_act.h"
 
 #include "linear_backward.h"
-#include "linear_forward.h"
+#include "linear_thin.h"
 
 namespace pyfast {
 namespace {
@@ -32,6 +32,9 @@ void forward(const LinearActArgs& a) {
       multiply_row(x + row * a.x_stride, weight.from(col, 0), cols, z);
       finish(row, col, cols, z);
     });
+  if constexpr (CoreFor<T>::kDepth == 1)   // AMX packs quicker than it would multiply in plain vectors
+    if (a.m <= kThinRows && weight.depth_stride == 1)
+      return thin_forward(Operand<T>{x, a.x_stride, 1, a.m, a.k}, weight, finish);
   const auto pack = [&](auto* to, int64_t col, int64_t cols) {
     Operand<T> part = weight.from(col, 0);
     part.lanes = cols;
