@@ -44,7 +44,7 @@ struct LinearWorkspace {
     chunk_rows = round_up(min_of(kChunkRows, max_of(g.m, 1)), kBlockRows);
     depth_n = g.segments * padded_depth<Core>(g.n);
     lanes_n = round_up(g.n, g.transposed ? Core::kCols : Core::kRows);
-    bias_stride = round_up(g.n, kBlockCols);
+    bias_stride = round_up(g.n, kBlockCols) + kLanes<Acc>;   // add_row stores whole vectors past n
     bias_blocks = ceil_div(g.m, kBlockRows);
     const int64_t lanes_k = round_up(g.k, g.transposed ? Core::kRows : Core::kCols);
     if (g.grad_x) {
