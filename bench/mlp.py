@@ -15,6 +15,7 @@ from pyfast.optim import AdamW
 
 OP = "mlp_step"
 WIDTHS, BATCH = (784, 256, 128, 10), 32
+STILL = 0.0  # the learning rate: a thousand real steps would learn the batch, and time denormals
 NAME = f"{'-'.join(map(str, WIDTHS))} batch {BATCH}"
 
 
@@ -24,7 +25,7 @@ def job(threads: int, compile: bool) -> Job:
     moved = 4 * (9 * weights + BATCH * WIDTHS[0])  # AdamW's seven passes, forward and backward
     flops = 6 * BATCH * sum(a * b for a, b in pairwise(WIDTHS)) + 15 * weights
     model = network(ours=True)
-    ours = step(model, pyfast.cross_entropy, AdamW(model.parameters()))
+    ours = step(model, pyfast.cross_entropy, AdamW(model.parameters(), lr=STILL))
     calls = {OURS: ours, "eager": _torch_step(None), "fused": _torch_step(True)}
     if compile:
         torch._dynamo.reset()
@@ -41,7 +42,7 @@ def truth() -> list[tuple[str, Tensor]]:
 
 def _torch_step(fused: bool | None, wrap: Callable = lambda model: model) -> Call:
     model = network(ours=False)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=STILL, fused=fused)
     return step(model, F.cross_entropy, optimizer, wrap=wrap)
 
 
