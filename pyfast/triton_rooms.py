@@ -125,7 +125,7 @@ def _device(args: tuple) -> int | None:
 
 def _module(file: str) -> Any:
     """pyfast.kernels.<file>, also in a checkout, where the folder has another name."""
-    if "pyfast.kernels" not in sys.modules and importlib.util.find_spec("pyfast.kernels") is None:
+    if "pyfast.kernels" not in sys.modules:
         folder = kernels_dir()
         spec = importlib.util.spec_from_file_location(
             "pyfast.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]

@@ -10,5 +10,5 @@ emulator of tests/emulator runs the kernels. A room
   and must raise, never read out of bounds. `guards.operand` also copies what is not contiguous or
   not aligned to 16 bytes;
 - launches nothing where there is nothing to do: an empty grid is an error;
-- never synchronises (`.item()`), writes to an input or changes the current device.
+- never waits for the device, writes to an input or changes the current device.
 """

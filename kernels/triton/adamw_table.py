@@ -9,7 +9,7 @@ from pyfast import triton_rooms
 from pyfast.kernels import guards
 
 OP = "adamw_step_"
-CHUNK = 8192  # elements a program updates
+CHUNK = 16384  # elements a program updates
 COLUMNS = (
     *("param", "grad", "exp_avg", "exp_avg_sq", "peak", "master", "count", "first", "kind"),
     *("grad_factor", "keep", "l2", "rate1", "beta2", "rate2", "step_size", "root_scale", "eps"),

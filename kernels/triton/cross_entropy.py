@@ -37,14 +37,16 @@ class Config(NamedTuple):
 def launch_config(cols: int, row_stride: int, itemsize: int, address: int) -> Config:
     """The launch for rows of `cols` elements, `row_stride` elements apart, from `address` on.
 
-    A thread takes 16 bytes at a time of rows that allow it, and has four such loads on their way.
+    A thread takes 16 bytes at a time of rows that allow it, and has four such loads on their way;
+    of others it takes element by element, half as many, as each needs registers for its address.
     """
     sector = SECTOR // itemsize
     base = address % SECTOR // itemsize
     group = math.gcd(cols, row_stride, base, sector) if address % guards.ALIGNMENT == 0 else 1
     vector = 16 // itemsize
     num_warps = min(8, max(1, triton.next_power_of_2(cols) // (4 * 32 * vector)))
-    return Config(4, num_warps * 32 * vector, group, sector, num_warps)
+    chunks = 4 if group >= vector else 2
+    return Config(chunks, num_warps * 32 * vector, group, sector, num_warps)
 
 
 @triton.jit
@@ -103,9 +105,7 @@ def cross_entropy_forward_kernel(
             picked *= tl.load(weight_ptr + target, mask=is_class, other=0.0)
         loss = picked * ((top - at_target) + log_total)
         if SMOOTH:
-            weight_sum = n_cols.to(tl.float32)
-            if HAS_WEIGHT:
-                weight_sum = tl.sum(weights, axis=0)
+            weight_sum = tl.sum(weights, axis=0) if HAS_WEIGHT else n_cols
             spread = weight_sum * ((top - origin) + log_total) - tl.sum(shifted, axis=0)
             loss += smoothing / n_cols * spread
     tl.store(loss_ptr + row, loss)

@@ -1,4 +1,4 @@
-"""Kernels of layer_norm (CENTRE: the mean is taken away first) and rms_norm for rows that fit.
+"""Kernels of layer_norm (CENTRE: the mean is taken away first) and rms_norm, rows in registers.
 
 A program keeps one row in registers: it is read once and written once. It walks over rows so far
 apart that they all begin at the same distance from a 32-byte sector, holds the weight in registers
@@ -16,7 +16,7 @@ import triton.language as tl
 from pyfast.kernels.column_sums import padded
 
 SECTOR = 32  # bytes; what memory delivers at once
-MAX_COLS = 8192  # more do not fit into the registers of one program
+MAX_BLOCK = 8192  # columns; more do not fit into the registers of one program
 
 
 class Config(NamedTuple):
@@ -29,15 +29,24 @@ class Config(NamedTuple):
     num_warps: int
 
 
+def vector_group(cols: int, itemsize: int) -> int:
+    """Elements, up to a sector, that divide every offset a row of `cols` can begin at."""
+    return math.gcd(cols, SECTOR // itemsize)
+
+
+def fits(cols: int, itemsize: int) -> bool:
+    """Whether a program can keep a row in its registers."""
+    return launch_config(1, cols, itemsize, 1).block_cols <= MAX_BLOCK
+
+
 def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Config:
     """The launch for `rows` x `cols` elements of `itemsize` bytes, rows and cols above 0.
 
-    16 elements a thread; enough programs for 32 warps on every processor.
+    8 elements a thread, 16 of the widest rows; enough programs for 32 warps on every processor.
     """
-    sector = SECTOR // itemsize
-    group = math.gcd(cols, sector)
+    sector, group = SECTOR // itemsize, vector_group(cols, itemsize)
     block = max(32, triton.next_power_of_2(padded(cols) + sector - group))
-    num_warps = min(16, max(1, block // 512))
+    num_warps = min(16, max(1, block // 256))
     period = sector // group  # rows so far apart begin at the same distance from a sector
     wanted = max(1, processors * 32 // num_warps // period)
     programs = min(wanted, triton.cdiv(rows, period)) * period
@@ -46,54 +55,57 @@ def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Confi
 
 @triton.jit
 def _window(n_cols, GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """The columns this program reads at once, from the sector its rows begin in, and which are."""
-    col_offs = tl.arange(0, BLOCK_COLS)
+    """What this program reads at once: how far before its rows that begins, and which are columns.
+
+    Offsets into a row are `offs` less that distance, which goes to the pointers: added to every
+    offset it would take a register for the address of every element.
+    """
+    offs = tl.arange(0, BLOCK_COLS)
+    shift = 0
     if GROUP < SECTOR:
-        col_offs -= (tl.program_id(0) % SECTOR) * (n_cols % SECTOR) % SECTOR
-    return col_offs, (col_offs >= 0) & (col_offs < n_cols)
+        shift = (tl.program_id(0) % SECTOR) * (n_cols % SECTOR) % SECTOR
+    return shift, offs, (offs >= shift) & (offs < shift + n_cols)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_groups"])
 def norm_forward_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, sum_ptr, mean_ptr, rstd_ptr,
     n_rows, n_groups, eps,
-    CENTRE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    CENTRE: tl.constexpr, GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """out = (v - mean) * rstd * weight + bias, v = x + residual; a program takes every n-th row."""
     n_cols = n_groups * GROUP
-    col_offs, col_mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + col_offs, mask=col_mask, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + col_offs, mask=col_mask, other=0.0).to(tl.float32)
+    shift, offs, mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
     for row in range(tl.program_id(0), n_rows, tl.num_programs(0)):
-        start = row.to(tl.int64) * n_cols
-        v = tl.load(x_ptr + start + col_offs, mask=col_mask, other=0.0).to(tl.float32)
-        if HAS_RESIDUAL:
-            v += tl.load(residual_ptr + start + col_offs, mask=col_mask, other=0.0).to(tl.float32)
+        start = row.to(tl.int64) * n_cols - shift
+        v = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+        if residual_ptr is not None:
+            v += tl.load(residual_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
             rounded = v.to(sum_ptr.dtype.element_ty)
-            tl.store(sum_ptr + start + col_offs, rounded, mask=col_mask)
+            tl.store(sum_ptr + start + offs, rounded, mask=mask)
             v = rounded.to(tl.float32)  # what is normalised is the sum as stored
         if CENTRE:
             mean = tl.sum(v, axis=0) / n_cols
             tl.store(mean_ptr + row, mean)
-            v = tl.where(col_mask, v - mean, 0.0)
+            v = tl.where(mask, v - mean, 0.0)
         rstd = 1.0 / tl.sqrt_rn(tl.sum(v * v, axis=0) / n_cols + eps)
         tl.store(rstd_ptr + row, rstd)
         out = v * rstd
-        if HAS_WEIGHT:
+        if weight_ptr is not None:
             out *= weight
-        if HAS_BIAS:
+        if bias_ptr is not None:
             out += bias
-        tl.store(out_ptr + start + col_offs, out.to(out_ptr.dtype.element_ty), mask=col_mask)
+        tl.store(out_ptr + start + offs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_groups"])
 def norm_backward_kernel(
     grad_out_ptr, grad_sum_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, dx_ptr, partial_ptr,
     n_rows, n_groups, partial_row_stride,
-    CENTRE: tl.constexpr, HAS_SUM: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     NEED_WEIGHT: tl.constexpr, NEED_BIAS: tl.constexpr,
     GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
@@ -102,17 +114,17 @@ def norm_backward_kernel(
     The program's own sums of grad_out xhat and of grad_out go to its rows of partial [2, programs].
     """
     n_cols = n_groups * GROUP
-    col_offs, col_mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + col_offs, mask=col_mask, other=0.0).to(tl.float32)
+    shift, offs, mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_COLS,), tl.float32)
     dbias = tl.zeros((BLOCK_COLS,), tl.float32)
     for row in range(tl.program_id(0), n_rows, tl.num_programs(0)):
-        start = row.to(tl.int64) * n_cols
-        xhat = tl.load(x_ptr + start + col_offs, mask=col_mask, other=0.0).to(tl.float32)
-        dy = tl.load(grad_out_ptr + start + col_offs, mask=col_mask, other=0.0).to(tl.float32)
+        start = row.to(tl.int64) * n_cols - shift
+        xhat = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(grad_out_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row)
-        if CENTRE:
+        if mean_ptr is not None:
             xhat -= tl.load(mean_ptr + row)
         xhat *= rstd
         if NEED_WEIGHT:
@@ -120,19 +132,19 @@ def norm_backward_kernel(
         if NEED_BIAS:
             dbias += dy
         g = dy
-        if HAS_WEIGHT:
+        if weight_ptr is not None:
             g = dy * weight
         dx = g - xhat * (tl.sum(g * xhat, axis=0) / n_cols)
-        if CENTRE:
+        if mean_ptr is not None:
             dx -= tl.sum(g, axis=0) / n_cols
         dx *= rstd
-        if HAS_SUM:
-            dx += tl.load(grad_sum_ptr + start + col_offs, mask=col_mask, other=0.0).to(tl.float32)
-        tl.store(dx_ptr + start + col_offs, dx.to(dx_ptr.dtype.element_ty), mask=col_mask)
-    partial_mask = (col_offs >= 0) & (col_offs < partial_row_stride)  # with the zeros at the end
-    plane = tl.program_id(0).to(tl.int64) * partial_row_stride
+        if grad_sum_ptr is not None:
+            dx += tl.load(grad_sum_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + start + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    partial_mask = (offs >= shift) & (offs < shift + partial_row_stride)  # zeros at the end
+    plane = tl.program_id(0).to(tl.int64) * partial_row_stride - shift
     if NEED_WEIGHT:
-        tl.store(partial_ptr + plane + col_offs, dweight, mask=partial_mask)
+        tl.store(partial_ptr + plane + offs, dweight, mask=partial_mask)
         plane += tl.num_programs(0).to(tl.int64) * partial_row_stride
     if NEED_BIAS:
-        tl.store(partial_ptr + plane + col_offs, dbias, mask=partial_mask)
+        tl.store(partial_ptr + plane + offs, dbias, mask=partial_mask)

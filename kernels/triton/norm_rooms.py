@@ -3,11 +3,12 @@
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
-from pyfast.kernels import guards
+from pyfast.kernels import guards, norm, norm_wide
 from pyfast.kernels.column_sums import launch_column_sums, partial_rows
-from pyfast.kernels.norm import launch_config, norm_backward_kernel, norm_forward_kernel
+from pyfast.kernels.norm_wide import STRIP_COLS
 from pyfast.kernels.processors import processors
 
 
@@ -40,6 +41,7 @@ def norm_forward(
     """x, residual [rows, cols]; weight, bias [cols]."""
     x = guards.packed(guards.first(op, "x", x, 2))
     rows, cols = x.shape
+    guards.expect(cols < 2**31, op, "x", "have fewer than 2**31 columns", cols)
     affine = affine_dtype(op, x, weight)
     residual = guards.operand(op, "residual", residual, x, (rows, cols))
     weight = guards.operand(op, "weight", weight, x, (cols,), affine)
@@ -52,13 +54,21 @@ def norm_forward(
     )
     if rows * cols == 0:
         return made
-    config = launch_config(rows, cols, x.itemsize, processors(x))
-    norm_forward_kernel[(config.programs,)](
+    if not norm.fits(cols, x.itemsize):
+        wide = norm_wide.launch_config(rows, cols, x.itemsize, processors(x))
+        norm_wide.wide_norm_forward_kernel[(rows,)](
+            x, residual, weight, bias, *made,
+            cols // wide.group, eps,
+            CENTRE=centre, GROUP=wide.group, SECTOR=wide.sector,
+            BLOCK_COLS=norm_wide.BLOCK_COLS, num_warps=16,
+        )  # fmt: skip
+        return made
+    config = norm.launch_config(rows, cols, x.itemsize, processors(x))
+    norm.norm_forward_kernel[(config.programs,)](
         x, residual, weight, bias, *made,
         rows, cols // config.group, eps,
-        CENTRE=centre, HAS_RESIDUAL=residual is not None, HAS_WEIGHT=weight is not None,
-        HAS_BIAS=bias is not None, GROUP=config.group, SECTOR=config.sector,
-        BLOCK_COLS=config.block_cols, num_warps=config.num_warps,
+        CENTRE=centre, GROUP=config.group, SECTOR=config.sector, BLOCK_COLS=config.block_cols,
+        num_warps=config.num_warps,
     )  # fmt: skip
     return made
 
@@ -77,6 +87,7 @@ def norm_backward(
     """grad_x [rows, cols], grad_weight and grad_bias [cols] or empty; without mean: rms_norm."""
     x = guards.packed(guards.first(op, "x", x, 2))
     rows, cols = x.shape
+    guards.expect(cols < 2**31, op, "x", "have fewer than 2**31 columns", cols)
     affine = affine_dtype(op, x, weight)
     grad_out = guards.operand(op, "grad_out", grad_out, x, (rows, cols))
     grad_sum = guards.operand(op, "grad_sum", grad_sum, x, (rows, cols))
@@ -89,16 +100,45 @@ def norm_backward(
     if rows * cols == 0:
         return dx, *grads
     grads = [x.new_empty(cols if need else 0, dtype=affine) for need in needs]
-    config = launch_config(rows, cols, x.itemsize, processors(x))
-    wanted = [grad for grad, need in zip(grads, needs, strict=True) if need]
-    partial = partial_rows(len(wanted), config.programs, cols, x)
-    norm_backward_kernel[(config.programs,)](
-        grad_out, grad_sum, x, mean, rstd, weight, dx, partial,
+    operands = (grad_out, grad_sum, x, mean, rstd, weight, dx)
+    launch = _launch_backward if norm.fits(cols, x.itemsize) else _launch_wide_backward
+    partial = launch(operands, need_weight, need_bias)
+    if need_weight or need_bias:
+        launch_column_sums(partial, [g for g, need in zip(grads, needs, strict=True) if need])
+    return dx, *grads
+
+
+def _launch_backward(operands: tuple, need_weight: bool, need_bias: bool) -> Tensor:
+    """Writes dx; partial sums of the gradients of weight and bias, as column_sums takes them."""
+    x = operands[2]
+    rows, cols = x.shape
+    config = norm.launch_config(rows, cols, x.itemsize, processors(x))
+    partial = partial_rows(need_weight + need_bias, config.programs, cols, x)
+    norm.norm_backward_kernel[(config.programs,)](
+        *operands, partial,
         rows, cols // config.group, partial.shape[2],
-        CENTRE=mean is not None, HAS_SUM=grad_sum is not None, HAS_WEIGHT=weight is not None,
         NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, GROUP=config.group, SECTOR=config.sector,
         BLOCK_COLS=config.block_cols, num_warps=config.num_warps,
     )  # fmt: skip
-    if wanted:
-        launch_column_sums(partial, wanted)
-    return dx, *grads
+    return partial
+
+
+def _launch_wide_backward(operands: tuple, need_weight: bool, need_bias: bool) -> Tensor:
+    """_launch_backward of rows that do not fit into registers."""
+    grad_out, _, x, mean, rstd, *_ = operands
+    rows, cols = x.shape
+    config = norm_wide.launch_config(rows, cols, x.itemsize, processors(x))
+    partial = partial_rows(need_weight + need_bias, config.parts, cols, x)
+    norm_wide.wide_norm_backward_kernel[(rows,)](
+        *operands,
+        cols // config.group,
+        GROUP=config.group, SECTOR=config.sector, BLOCK_COLS=norm_wide.BLOCK_COLS, num_warps=16,
+    )  # fmt: skip
+    if need_weight or need_bias:
+        norm_wide.wide_norm_weight_kernel[(triton.cdiv(cols, STRIP_COLS), config.parts)](
+            grad_out, x, mean, rstd, partial,
+            rows, cols // config.group, partial.shape[2],
+            NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, GROUP=config.group,
+            STRIP_COLS=STRIP_COLS, num_warps=4,
+        )  # fmt: skip
+    return partial

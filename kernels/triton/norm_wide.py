@@ -1,0 +1,169 @@
+"""Kernels of layer_norm (CENTRE) and rms_norm for rows that do not fit into registers.
+
+A program walks along a row in blocks, and once more to write: the second read comes from a cache.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from pyfast.kernels.norm import SECTOR, vector_group
+
+BLOCK_COLS = 4096
+STRIP_COLS = 1024  # of the weight gradient
+STRIPS = 4  # programs for every processor
+
+
+class Config(NamedTuple):
+    """One program a row, and `parts` programs for every strip of columns of the weight gradient."""
+
+    parts: int
+    group: int
+    sector: int
+
+
+def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Config:
+    """The launch for `rows` x `cols` elements of `itemsize` bytes."""
+    strips = triton.cdiv(cols, STRIP_COLS)
+    parts = max(1, min(rows, processors * STRIPS // strips))
+    return Config(parts, vector_group(cols, itemsize), SECTOR // itemsize)
+
+
+@triton.jit
+def _row_and_offs(n_cols, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """Where this program's row begins, and its first columns, from the sector it begins in."""
+    start = tl.program_id(0).to(tl.int64) * n_cols
+    return start, tl.arange(0, BLOCK_COLS) - (start % SECTOR).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["n_groups"])
+def wide_norm_forward_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, sum_ptr, mean_ptr, rstd_ptr,
+    n_groups, eps,
+    CENTRE: tl.constexpr, GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """out = (v - mean) * rstd * weight + bias, v = x + residual; one program, one row.
+
+    Every lane keeps the count, the mean and the squared deviations of what it has seen (Welford,
+    1962): the difference of two large sums would lose the digits.
+    """
+    n_cols = n_groups * GROUP
+    start, first_offs = _row_and_offs(n_cols, SECTOR, BLOCK_COLS)
+    count = tl.zeros((BLOCK_COLS,), tl.float32)
+    mean = tl.zeros((BLOCK_COLS,), tl.float32)
+    squares = tl.zeros((BLOCK_COLS,), tl.float32)
+    for begin in range(0, n_cols + SECTOR - GROUP, BLOCK_COLS):
+        offs = first_offs + begin
+        mask = (offs >= 0) & (offs < n_cols)
+        v = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+        if residual_ptr is not None:
+            v += tl.load(residual_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+            rounded = v.to(sum_ptr.dtype.element_ty)
+            tl.store(sum_ptr + start + offs, rounded, mask=mask)
+            v = rounded.to(tl.float32)
+        if CENTRE:
+            count += mask.to(tl.float32)
+            d = tl.where(mask, v - mean, 0.0)
+            mean += d / tl.maximum(count, 1.0)
+            squares += d * (v - mean)
+        else:
+            squares += v * v
+    row_mean = 0.0
+    total = tl.sum(squares, axis=0)
+    if CENTRE:
+        row_mean = tl.sum(count * mean, axis=0) / n_cols
+        d = mean - row_mean
+        total += tl.sum(count * d * d, axis=0)
+        tl.store(mean_ptr + tl.program_id(0), row_mean)
+    rstd = 1.0 / tl.sqrt_rn(total / n_cols + eps)
+    tl.store(rstd_ptr + tl.program_id(0), rstd)
+    v_ptr = x_ptr if residual_ptr is None else sum_ptr
+    for begin in range(0, n_cols + SECTOR - GROUP, BLOCK_COLS):
+        offs = first_offs + begin
+        mask = (offs >= 0) & (offs < n_cols)
+        v = tl.load(v_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+        out = (v - row_mean) * rstd
+        if weight_ptr is not None:
+            out *= tl.load(weight_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        if bias_ptr is not None:
+            out += tl.load(bias_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out_ptr + start + offs, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _xhat_and_g(x_ptr, grad_out_ptr, weight_ptr, start, offs, mask, mean, rstd):
+    """The normalised row and its gradient, a block of it."""
+    x = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(grad_out_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+    if weight_ptr is not None:
+        g *= tl.load(weight_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    return (x - mean) * rstd, g
+
+
+@triton.jit(do_not_specialize=["n_groups"])
+def wide_norm_backward_kernel(
+    grad_out_ptr, grad_sum_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, dx_ptr,
+    n_groups,
+    GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """dx = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum, g = grad_out weight; one row.
+
+    No mean(g) where there is no mean.
+    """
+    row = tl.program_id(0)
+    n_cols = n_groups * GROUP
+    start, first_offs = _row_and_offs(n_cols, SECTOR, BLOCK_COLS)
+    rstd = tl.load(rstd_ptr + row)
+    mean = 0.0
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + row)
+    g_sums = tl.zeros((BLOCK_COLS,), tl.float32)
+    gx_sums = tl.zeros((BLOCK_COLS,), tl.float32)
+    for begin in range(0, n_cols + SECTOR - GROUP, BLOCK_COLS):
+        offs = first_offs + begin
+        mask = (offs >= 0) & (offs < n_cols)
+        xhat, g = _xhat_and_g(x_ptr, grad_out_ptr, weight_ptr, start, offs, mask, mean, rstd)
+        g_sums += g
+        gx_sums += g * xhat
+    gx_mean = tl.sum(gx_sums, axis=0) / n_cols
+    g_mean = 0.0
+    if mean_ptr is not None:
+        g_mean = tl.sum(g_sums, axis=0) / n_cols
+    for begin in range(0, n_cols + SECTOR - GROUP, BLOCK_COLS):
+        offs = first_offs + begin
+        mask = (offs >= 0) & (offs < n_cols)
+        xhat, g = _xhat_and_g(x_ptr, grad_out_ptr, weight_ptr, start, offs, mask, mean, rstd)
+        dx = (g - xhat * gx_mean - g_mean) * rstd
+        if grad_sum_ptr is not None:
+            dx += tl.load(grad_sum_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + start + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_groups", "partial_row_stride"])
+def wide_norm_weight_kernel(
+    grad_out_ptr, x_ptr, mean_ptr, rstd_ptr, partial_ptr,
+    n_rows, n_groups, partial_row_stride,
+    NEED_WEIGHT: tl.constexpr, NEED_BIAS: tl.constexpr,
+    GROUP: tl.constexpr, STRIP_COLS: tl.constexpr,
+):  # fmt: skip
+    """Sums of grad_out xhat and of grad_out over every n-th row, a strip of columns."""
+    n_cols = n_groups * GROUP
+    offs = tl.program_id(0) * STRIP_COLS + tl.arange(0, STRIP_COLS)
+    dweight = tl.zeros((STRIP_COLS,), tl.float32)
+    dbias = tl.zeros((STRIP_COLS,), tl.float32)
+    for row in range(tl.program_id(1), n_rows, tl.num_programs(1)):
+        mean = 0.0
+        if mean_ptr is not None:
+            mean = tl.load(mean_ptr + row)
+        start, rstd = row.to(tl.int64) * n_cols, tl.load(rstd_ptr + row)
+        xhat, dy = _xhat_and_g(x_ptr, grad_out_ptr, None, start, offs, offs < n_cols, mean, rstd)
+        dweight += dy * xhat
+        dbias += dy
+    plane = tl.program_id(1).to(tl.int64) * partial_row_stride
+    mask = offs < partial_row_stride  # with the zeros at the end
+    if NEED_WEIGHT:
+        tl.store(partial_ptr + plane + offs, dweight, mask=mask)
+        plane += tl.num_programs(1).to(tl.int64) * partial_row_stride
+    if NEED_BIAS:
+        tl.store(partial_ptr + plane + offs, dbias, mask=mask)
