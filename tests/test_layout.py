@@ -23,9 +23,9 @@ GPU_ROOMS = {
 }
 PENDING = {
     "linear_act": ("cuda",),
-    "linear_glu": ("cuda", "triton"),
+    "linear_glu": ("cuda",),
     "cross_entropy": ("cuda",),
-    "linear_cross_entropy": ("cuda", "triton"),
+    "linear_cross_entropy": ("cuda",),
     "attention": ("cuda",),
     "rope": ("cuda",),
     "layer_norm": ("cuda",),

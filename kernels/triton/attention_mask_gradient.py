@@ -10,6 +10,25 @@ _LOG2E = tl.constexpr(LOG2E)
 
 
 @triton.jit
+def _store_tile(
+    dmask_ptr, total, plane, query_block, key_block, queries, keys,
+    ONE_QUERY: tl.constexpr, ONE_KEY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dmask = total, or its sum where one row or column stands for all."""
+    row_offs = query_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    col_offs = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, cols = 1 if ONE_QUERY else queries, 1 if ONE_KEY else keys
+    if ONE_QUERY:
+        total = tl.where(row_offs[:, None] == 0, tl.sum(total, axis=0)[None, :], 0.0)
+    if ONE_KEY:
+        total = tl.where(col_offs[None, :] == 0, tl.sum(total, axis=1)[:, None], 0.0)
+    at = (plane.to(tl.int64) * rows + row_offs[:, None]) * cols + col_offs[None, :]
+    inside = (row_offs[:, None] < rows) & (col_offs[None, :] < cols)
+    tl.store(dmask_ptr + at, total.to(dmask_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _attention_backward_mask_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, mask_ptr, dmask_ptr,
     heads, group, queries, keys, scale,                                  # sizes
@@ -69,16 +88,10 @@ def _attention_backward_mask_kernel(
         p = tl.exp2(tl.minimum(s - lse[:, None], 0.0))
         dp = tl.dot(dout, v.T, input_precision=PRECISION)
         total += tl.where(key_offs[None, :] < keys, p * (dp - delta[:, None]), 0.0)
-    row_offs = query_block * BLOCK_M + tl.arange(0, BLOCK_M)
-    col_offs = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows, cols = 1 if ONE_QUERY else queries, 1 if ONE_KEY else keys
-    if ONE_QUERY:
-        total = tl.where(row_offs[:, None] == 0, tl.sum(total, axis=0)[None, :], 0.0)
-    if ONE_KEY:
-        total = tl.where(col_offs[None, :] == 0, tl.sum(total, axis=1)[:, None], 0.0)
-    at = (plane.to(tl.int64) * rows + row_offs[:, None]) * cols + col_offs[None, :]
-    inside = (row_offs[:, None] < rows) & (col_offs[None, :] < cols)
-    tl.store(dmask_ptr + at, total.to(dmask_ptr.dtype.element_ty), mask=inside)
+    _store_tile(
+        dmask_ptr, total, plane, query_block, key_block, queries, keys,
+        ONE_QUERY, ONE_KEY, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
 
 def launch_mask_gradient(

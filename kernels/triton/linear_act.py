@@ -7,7 +7,7 @@ from torch import Tensor
 from pyfast.kernels import guards
 from pyfast.kernels.activations import GRAD_FROM_OUTPUT, activate
 from pyfast.kernels.linear_backward import act_backward, gradient_product, in_product
-from pyfast.kernels.linear_operands import check_linear, empty_like_weight
+from pyfast.kernels.linear_operands import check_linear, empty_weight, is_transposed
 from pyfast.kernels.matmul import capability, launch_config, product, tile_at, tile_offsets
 from pyfast.kernels.processors import processors
 
@@ -84,7 +84,7 @@ def linear_act_backward_triton(
         guards.expect(saved is not None, OP, "saved", f'be given for act "{act}"', None)
         guards.expect_like(OP, "saved", saved, x, (m, n))
     dx = x.new_empty((m, k) if need_x else 0)
-    dweight = empty_like_weight(weight, need_weight)
+    dweight = empty_weight(x, n, k, is_transposed(weight), need_weight)
     dbias = x.new_empty(n if need_bias else 0)
     if m * n == 0:
         return dx.zero_(), dweight.zero_(), dbias.zero_()

@@ -64,22 +64,25 @@ def _act_backward_kernel(
 
 @triton.jit
 def _gradient_product_kernel(
-    dy_ptr, saved_ptr, b_ptr, out_ptr, sums_ptr,                         # pointers; None: absent
+    dy_ptr, saved_ptr, b_ptr, out_ptr, sums_ptr, count_ptr,              # pointers; None: absent
     M, N, K, split_k,                                                    # sizes
     dy_row_stride, dy_k_stride, saved_row_stride, saved_k_stride,        # strides
     b_k_stride, b_col_stride, out_row_stride, out_col_stride, sums_stride,
-    ACT: tl.constexpr,
+    ACT: tl.constexpr, COUNTS: tl.constexpr, ACCUMULATE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """out[s] = A @ B [M, N] over depth s split_k to (s + 1) split_k, A = dy * act'(saved).
 
-    sums[s] is the sum of A over that depth, taken by the first column of tiles on its way.
+    sums[s] is the sum of A over that depth, taken by the first column of tiles on its way. Of the
+    rows, or of the depth, only the first `count` are there, as COUNTS says. ACCUMULATE adds to out.
     """
     split = tl.program_id(1)
+    out_ptr += split.to(tl.int64) * M * N
+    M = tl.load(count_ptr) if COUNTS == "rows" else M
+    K = tl.load(count_ptr) if COUNTS == "depth" else K
     first, last = split * split_k, tl.minimum((split + 1) * split_k, K)
     k_offs = tl.arange(0, BLOCK_K)
     k_far, k_step = first + k_offs.to(tl.int64), tl.full((), BLOCK_K, tl.int64)
-    out_ptr += split.to(tl.int64) * M * N
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row, col = tile_at(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -110,13 +113,14 @@ def _gradient_product_kernel(
             acc = tl.dot(a, b, acc, input_precision="tf32x3")
             dy_ptrs += k_step * dy_k_stride
             b_ptrs += k_step * b_k_stride
-        out_at = row_offs[:, None] * out_row_stride + col_offs[None, :] * out_col_stride
-        tl.store(out_ptr + out_at, acc.to(out_ptr.dtype.element_ty), mask=row_mask & col_mask)
+        out_ptrs = out_ptr + row_offs[:, None] * out_row_stride + col_offs[None, :] * out_col_stride
+        if ACCUMULATE:
+            acc += tl.load(out_ptrs, mask=row_mask & col_mask, other=0.0)
+        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=row_mask & col_mask)
         if sums_ptr is not None:  # noqa: SIM102
             if col == 0:
-                sums = tl.sum(total, axis=1).to(sums_ptr.dtype.element_ty)
                 sums_ptrs = sums_ptr + split.to(tl.int64) * sums_stride + row_offs
-                tl.store(sums_ptrs, sums, mask=row_offs < sums_stride)
+                tl.store(sums_ptrs, tl.sum(total, axis=1), mask=row_offs < sums_stride)
 
 
 def in_product(act: str) -> bool:
@@ -146,17 +150,27 @@ def act_backward(
 
 
 def gradient_product(
-    dy: Tensor, saved: Tensor | None, act: str, b: Tensor, out: Tensor, sums: Tensor | None = None
+    dy: Tensor,
+    saved: Tensor | None,
+    act: str,
+    b: Tensor,
+    out: Tensor,
+    sums: Tensor | None = None,
+    count: Tensor | None = None,
+    counts: str = "none",
+    accumulate: bool = False,
 ) -> None:
     """out [M, N] = A @ b and sums [M] = A.sum(1), A = dy * act'(saved) [M, K]; any strides.
 
-    Workspace where M N has few tiles and K is long: float32 [splits, M, N], at most 16 splits.
+    `counts` is "rows" or "depth" where `count`, an int32 on the device, says how many are there;
+    with `accumulate`, `out`, float32, grows. Workspace where M N has few tiles and K is long:
+    float32 [splits, M, N], at most 16 splits.
     """
     (m, k), n = dy.shape, b.shape[1]
     config = launch_config(capability(dy), dy.dtype, m, n, k)
     if (act != "none" or sums is not None) and config.block_m == 128:
         config = THROUGH_REGISTERS
-    splits = split_count(config, m, n, k)
+    splits = 1 if accumulate or counts == "rows" else split_count(config, m, n, k)
     part, part_sums, sums_stride = out, sums, m
     if splits > 1:
         part = out.new_empty((splits, m * n), dtype=torch.float32)
@@ -165,11 +179,11 @@ def gradient_product(
     steps = triton.cdiv(triton.cdiv(k, config.block_k), splits)
     grid = (config.programs(m, n, processors(dy)), splits)
     _gradient_product_kernel[grid](
-        dy, saved, b, part, part_sums,
+        dy, saved, b, part, part_sums, count,
         m, n, k, steps * config.block_k,
         *dy.stride(), *(dy if saved is None else saved).stride(),
         *b.stride(), *out.stride(), sums_stride,
-        ACT=act, **config.keywords(),
+        ACT=act, COUNTS=counts, ACCUMULATE=accumulate, **config.keywords(),
     )  # fmt: skip
     if splits > 1:
         launch_sum_parts(part, out)

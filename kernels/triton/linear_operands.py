@@ -22,9 +22,8 @@ def is_transposed(weight: Tensor) -> bool:
     return weight.stride(0) == 1 and weight.stride(1) != 1 and weight.stride(1) >= weight.shape[0]
 
 
-def empty_like_weight(weight: Tensor, needed: bool) -> Tensor:
-    """Room for the gradient of `weight`, in its layout; empty where it is not needed."""
-    n, k = weight.shape
+def empty_weight(like: Tensor, n: int, k: int, transposed: bool, needed: bool) -> Tensor:
+    """Room for the gradient of a weight [N, K]; empty where it is not needed."""
     if not needed:
-        return weight.new_empty(0)
-    return weight.new_empty(k, n).t() if is_transposed(weight) else weight.new_empty(n, k)
+        return like.new_empty(0)
+    return like.new_empty(k, n).t() if transposed else like.new_empty(n, k)

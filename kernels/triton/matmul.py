@@ -73,7 +73,7 @@ def launch_config(
     if capability[0] in BIG_SHARED:
         large = MatmulConfig(128, 256, 64, num_warps=8, num_stages=3, persistent=True)
     else:
-        large = MatmulConfig(128, 128, 32, num_warps=4, num_stages=4)
+        large = MatmulConfig(128, 128, 32, num_warps=8, num_stages=4)
     small = MatmulConfig(64, 64, 64, num_warps=4, num_stages=3)
     return large if large.tiles(m, n) >= PROGRAMS else small
 

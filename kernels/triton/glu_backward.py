@@ -1,0 +1,123 @@
+"""Gradients inside a gated linear unit: dgate = dY up act'(gate), dup = dY act(gate), and dX."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyfast.kernels.activations import GRAD_FROM_OUTPUT, activate, activate_grad
+from pyfast.kernels.column_sums import launch_column_sums, padded, partial_rows
+from pyfast.kernels.linear_backward import PASS_COLS, PASS_ROWS, THROUGH_REGISTERS
+from pyfast.kernels.matmul import capability, launch_config, product, tile_at, tile_offsets
+from pyfast.kernels.processors import processors
+
+
+@triton.jit
+def _glu_backward_kernel(
+    dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, sums_ptr,              # pointers; None: absent
+    M, N,                                                                # sizes
+    dy_row_stride, dy_col_stride, gate_row_stride, gate_col_stride, up_row_stride, up_col_stride,
+    sums_stride,
+    ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dgate and dup [M, N]; in row p of both planes of sums their column sums, of program p.
+
+    A program takes BLOCK_N columns and every num_programs(1)-th block of rows.
+    """
+    col_offs = tile_offsets(tl.program_id(0), BLOCK_N)
+    gate_total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up_total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for block in range(tl.program_id(1), tl.cdiv(M, BLOCK_M), tl.num_programs(1)):
+        row_offs = tile_offsets(block, BLOCK_M)
+        mask = (row_offs[:, None] < M) & (col_offs[None, :] < N)
+        dy_at = row_offs[:, None] * dy_row_stride + col_offs[None, :] * dy_col_stride
+        gate_at = row_offs[:, None] * gate_row_stride + col_offs[None, :] * gate_col_stride
+        up_at = row_offs[:, None] * up_row_stride + col_offs[None, :] * up_col_stride
+        dy = tl.load(dy_ptr + dy_at, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + gate_at, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + up_at, mask=mask, other=0.0).to(tl.float32)
+        activated = activate(gate, ACT)
+        dup = dy * activated
+        dgate = dy * up
+        if ACT != "none":
+            dgate *= activate_grad(activated if FROM_OUTPUT else gate, ACT)
+        if dgate_ptr is not None:
+            at = row_offs[:, None] * N + col_offs[None, :]
+            tl.store(dgate_ptr + at, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
+            tl.store(dup_ptr + at, dup.to(dup_ptr.dtype.element_ty), mask=mask)
+        gate_total += dgate
+        up_total += dup
+    if sums_ptr is not None:
+        row, rows = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+        sums_mask = col_offs < sums_stride
+        gate_ptrs = sums_ptr + row * sums_stride + col_offs
+        tl.store(gate_ptrs, tl.sum(gate_total, axis=0), mask=sums_mask)
+        up_ptrs = sums_ptr + (rows + row) * sums_stride + col_offs
+        tl.store(up_ptrs, tl.sum(up_total, axis=0), mask=sums_mask)
+
+
+@triton.jit
+def _glu_input_gradient_kernel(
+    dgate_ptr, dup_ptr, gate_weight_ptr, up_weight_ptr, dx_ptr,
+    M, N, K,
+    gate_row_stride, gate_col_stride, up_row_stride, up_col_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """dx [M, N] = dgate @ gate_weight + dup @ up_weight, of depth K each, in one accumulator."""
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row, col = tile_at(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        row_offs, col_offs = tile_offsets(row, BLOCK_M), tile_offsets(col, BLOCK_N)
+        acc = product(
+            tl.zeros((BLOCK_M, BLOCK_N), tl.float32),
+            dgate_ptr, gate_weight_ptr,
+            row_offs, col_offs,
+            M, N, K,
+            K, 1, gate_row_stride, gate_col_stride,
+            BLOCK_K,
+        )  # fmt: skip
+        acc = product(
+            acc,
+            dup_ptr, up_weight_ptr,
+            row_offs, col_offs,
+            M, N, K,
+            K, 1, up_row_stride, up_col_stride,
+            BLOCK_K,
+        )  # fmt: skip
+        at = row_offs[:, None] * N + col_offs[None, :]
+        mask = (row_offs[:, None] < M) & (col_offs[None, :] < N)
+        tl.store(dx_ptr + at, acc.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+def glu_gradients(
+    dy: Tensor, gate: Tensor, up: Tensor, act: str, pair: Tensor, dbiases: list[Tensor]
+) -> None:
+    """Fills pair [2, M, N] with dgate and dup, unless empty, and dbiases with their column sums."""
+    m, n = dy.shape
+    columns = triton.cdiv(n, PASS_COLS)
+    programs = min(triton.cdiv(m, PASS_ROWS), triton.cdiv(4 * processors(dy), columns))
+    partial = partial_rows(2, programs, n, dy) if dbiases else None
+    dgate, dup = pair if pair.numel() else (None, None)
+    _glu_backward_kernel[(columns, programs)](
+        dy, gate, up, dgate, dup, partial,
+        m, n,
+        *dy.stride(), *gate.stride(), *up.stride(), padded(n),
+        ACT=act, FROM_OUTPUT=act in GRAD_FROM_OUTPUT,
+        BLOCK_M=PASS_ROWS, BLOCK_N=PASS_COLS, num_warps=4,
+    )  # fmt: skip
+    if dbiases:
+        launch_column_sums(partial, dbiases)
+
+
+def input_gradient(pair: Tensor, gate_weight: Tensor, up_weight: Tensor, dx: Tensor) -> None:
+    """dx [M, K] = pair[0] @ gate_weight + pair[1] @ up_weight, contiguous."""
+    m, n = dx.shape
+    config = launch_config(capability(dx), dx.dtype, m, n, pair.shape[2])
+    if config.block_m == 128:
+        config = THROUGH_REGISTERS  # two loops have twice the addresses
+    _glu_input_gradient_kernel[(config.programs(m, n, processors(dx)),)](
+        pair[0], pair[1], gate_weight, up_weight, dx,
+        m, n, pair.shape[2],
+        *gate_weight.stride(), *up_weight.stride(),
+        **config.keywords(),
+    )  # fmt: skip
