@@ -33,7 +33,10 @@ def directions(case: Case) -> tuple[str, ...]:
 
 
 def contestants(case: Case, *, compile: bool = False, chunkings: bool = True) -> dict[str, Binder]:
-    """Contestants by name, ours first and `compile` last."""
+    """Contestants by name, ours first and `compile` last.
+
+    chunkings: torch's chunked ways too, which take minutes on a CPU.
+    """
     if not case.grads:
         found: dict[str, Binder] = {
             OURS: lambda inputs, _: our_adamw(inputs),
@@ -42,8 +45,8 @@ def contestants(case: Case, *, compile: bool = False, chunkings: bool = True) ->
         }
     else:
         functions = {OURS: getattr(pyfast, case.op), "eager": getattr(reference, case.op)}
-        if case.op == "linear_cross_entropy":
-            functions |= _chunked(chunkings)
+        if case.op == "linear_cross_entropy" and chunkings:
+            functions |= _chunked()
         found = {
             name: lambda inputs, direction, f=function: bind(case, f, inputs, direction)
             for name, function in functions.items()
@@ -60,12 +63,11 @@ def _compiled(case: Case, inputs: dict[str, Any], direction: str) -> Call:
     return bind(case, function, inputs, direction)
 
 
-def _chunked(every: bool) -> dict[str, Callable[..., Any]]:
+def _chunked() -> dict[str, Callable[..., Any]]:
     """torch's linear_cross_entropy with its automatic chunking, and with two policies by name."""
     options = {"chunked": torch.nn.LinearCrossEntropyOptions()}
-    if every:
-        for policy in ("compact", "balanced"):
-            options[f"chunked {policy}"] = torch.nn.LinearCrossEntropyOptions(acc_policy=policy)
+    for policy in ("compact", "balanced"):
+        options[f"chunked {policy}"] = torch.nn.LinearCrossEntropyOptions(acc_policy=policy)
     return {
         name: lambda *, _o=option, **inputs: F.linear_cross_entropy(options=_o, **inputs)
         for name, option in options.items()

@@ -207,7 +207,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", nargs="+", type=int, help="thread counts; default: 1 and all (quick: all)"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, no compile")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer and smaller cases, no slow contestants"
+    )
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="take torch.compile as well"
     )

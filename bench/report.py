@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plots
+from bench.ceilings import matmul_rate
 from bench.contestants import OURS
 from bench.machine import write_whole
 
@@ -38,16 +39,10 @@ def paired(document: Row) -> list[Row]:
         if ours is None or ours["ratio_to_best_torch"] is None:
             continue
         ceiling = document["ceilings"][str(ours["threads"])]
-        ridge = _matmul_rate(ceiling, ours["dtype"]) / ceiling["copy_gb_per_s"]
+        ridge = matmul_rate(ceiling, ours["dtype"]) / ceiling["copy_gb_per_s"]
         intensity = ours["flops"] / max(1, ours["bytes"]) / ridge
         found.append(ours | {"torch": group[ours["best_torch"]], "intensity": intensity})
     return found
-
-
-def _matmul_rate(ceiling: Row, dtype: str) -> float:
-    from bench.ceilings import matmul_rate
-
-    return matmul_rate(ceiling, dtype)
 
 
 def worse(documents: Iterable[Row]) -> list[Row]:
@@ -114,6 +109,8 @@ def machine_lines(document: Row) -> list[str]:
         f"  - instruction set: {told['isa']}; huge pages in torch's allocator: {told['thp']} "
         f"(system: {told['huge_pages']}); environment: {told['environment'] or 'nothing set'}"
     )
+    if told["load"][0] > told["logical_cpus"]:
+        lines.append("  - the machine was busy with other work: take these ratios as a hint only")
     return lines
 
 
