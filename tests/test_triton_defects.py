@@ -1,0 +1,218 @@
+"""Defects put into the Triton sources on purpose: each must be caught by what the suite checks."""
+
+import contextlib
+import functools
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyfast
+from pyfast import testing, triton_rooms
+from tests.run_case import assert_as_good_as_torch
+
+pytest.importorskip("triton", reason="needs triton")
+if not pytest.importorskip("tests.emulator.library").compiler():
+    pytest.skip("the emulator needs a C++ compiler", allow_module_level=True)
+
+from tests import triton_budgets
+from tests.emulator.triton import emulated
+
+
+@contextlib.contextmanager
+def mutated(folder: Path, file: str, old: str, new: str) -> Iterator[None]:
+    """The Triton kernels with `old` replaced by `new` in one file, run for CPU tensors."""
+    copy = folder / "kernels"
+    shutil.copytree(triton_rooms.kernels_dir(), copy, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (copy / file).read_text()
+    assert old in text, f"{file} no longer holds {old!r}"
+    (copy / file).write_text(text.replace(old, new))
+    name = "pyfast.kernels"
+    real = {m: sys.modules.pop(m) for m in list(sys.modules) if m.split(".")[:2] == name.split(".")}
+    spec = importlib.util.spec_from_file_location(
+        name, copy / "__init__.py", submodule_search_locations=[str(copy)]
+    )
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        with pyfast.using("triton"):  # rooms registered now are imported from the copy
+            yield
+    finally:
+        for module in [m for m in sys.modules if m.split(".")[:2] == name.split(".")]:
+            del sys.modules[module]
+        sys.modules.update(real)
+
+
+def value(case: testing.Case, dtype: torch.dtype = torch.float32) -> None:
+    """Values and gradients are as good as torch's, and no rule of memory is broken."""
+    with emulated():
+        assert_as_good_as_torch(case, dtype)
+
+
+def hostile_target() -> None:
+    """A target that is no class is not read."""
+    with emulated():
+        loss = pyfast.cross_entropy(torch.randn(2, 37), torch.tensor([2**40, 5]), reduction="sum")
+    assert loss.isnan()
+
+
+def budget(name: str) -> None:
+    """The counters stay within their limits."""
+    b = triton_budgets.budget(name)
+    assert not triton_budgets.excesses(b, triton_budgets.counted(b))
+
+
+def norm(cols: int, residual: bool = False) -> Callable[[], None]:
+    return functools.partial(value, testing.norm("layer_norm", 37, cols, residual=residual))
+
+
+def loss(**settings: object) -> Callable[[], None]:
+    return functools.partial(value, testing.cross_entropy(9, 131, **settings))
+
+
+rope = functools.partial(value, testing.rope(2, 3, 5, 16))
+step = functools.partial(value, testing.adamw(((5, 7), (300,)), max_norm=0.5))
+smooth = {"label_smoothing": 0.1, "weighted": True}
+
+# (what is wrong, file, text, replacement, the check that must fail)
+DEFECTS = [
+    (
+        "no mask at the ends of a row",
+        "norm.py",
+        "tl.load(x_ptr + start + offs, mask=mask, other=0.0)",
+        "tl.load(x_ptr + start + offs)",
+        norm(53),
+    ),
+    (
+        "columns past the row count in the variance",
+        "norm.py",
+        "v = tl.where(mask, v - mean, 0.0)",
+        "v = v - mean",
+        norm(53),
+    ),
+    (
+        "the gradients of weight and bias in one place",
+        "norm.py",
+        "plane += tl.num_programs(0).to(tl.int64) * partial_row_stride",
+        "plane += 0",
+        norm(53),
+    ),
+    (
+        "the sum normalised before it is rounded",
+        "norm.py",
+        "v = rounded.to(tl.float32)",
+        "v = v * 1.01",
+        norm(53, residual=True),
+    ),
+    (
+        "the last partial rows left out",
+        "column_sums.py",
+        "for begin in range(0, n_rows, BLOCK_ROWS)",
+        "for begin in range(0, n_rows - BLOCK_ROWS + 1, BLOCK_ROWS)",
+        norm(53),
+    ),
+    (
+        "partial rows past the last",
+        "column_sums.py",
+        "mask = (row_offs < n_rows)[:, None] & col_mask[None, :]",
+        "mask = (row_offs <= n_rows)[:, None] & col_mask[None, :]",
+        norm(53),
+    ),
+    (
+        "the running sum not rescaled",
+        "cross_entropy.py",
+        "total *= tl.exp(peak - new_peak)",
+        "total *= 1.0",
+        functools.partial(value, testing.cross_entropy(3, 9000)),
+    ),
+    (
+        "one class too many",
+        "cross_entropy.py",
+        "mask = (offs >= 0) & (offs < n_cols)",
+        "mask = (offs >= 0) & (offs <= n_cols)",
+        loss(),
+    ),
+    (
+        "the weights of the classes forgotten in the gradient",
+        "cross_entropy.py",
+        "scale = picked + uniform * tl.load(totals_ptr + 1)",
+        "scale = picked + uniform * n_cols",
+        loss(**smooth),
+    ),
+    (
+        "ignored rows in the mean",
+        "class_weights.py",
+        "counts = mask & (target != ignore_index)",
+        "counts = mask",
+        loss(),
+    ),
+    (
+        "any target read",
+        "cross_entropy.py",
+        'target, mask=is_class, other=float("nan"))',
+        "target)",
+        hostile_target,
+    ),
+    (
+        "the gradient turned the same way",
+        "rope.py",
+        "sin = -sin",
+        "sin = sin",
+        rope,
+    ),
+    (
+        "heads past the last",
+        "rope.py",
+        "head_mask = (head_offs < n_heads)[:, None]",
+        "head_mask = (head_offs <= n_heads)[:, None]",
+        rope,
+    ),
+    (
+        "elements stored while other threads may still load them",
+        "adamw.py",
+        "offs = whole + tl.arange(0, TAIL_BLOCK)",
+        "offs = whole + tl.arange(0, TAIL)",
+        step,
+    ),
+    (
+        "the tail stepped twice",
+        "adamw.py",
+        "total += _update(arrays, numbers, clip, offs, offs < whole,",
+        "total += _update(arrays, numbers, clip, offs, offs < end,",
+        step,
+    ),
+    (
+        "no clipping",
+        "adamw.py",
+        "(grad_factor * clip.to(keep.dtype))",
+        "grad_factor",
+        step,
+    ),
+    (
+        "rows not read from the sector they begin in",
+        "norm.py",
+        "if GROUP < SECTOR:",
+        "if GROUP > SECTOR:",
+        functools.partial(budget, "rms_norm/512x1023 bfloat16"),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "check"),
+    [defect[1:] for defect in DEFECTS],
+    ids=[defect[0] for defect in DEFECTS],
+)
+def test_defect_is_caught(file, old, new, check, tmp_path) -> None:
+    with mutated(tmp_path, file, old, new), pytest.raises(AssertionError):
+        check()
+
+
+def test_sources_as_they_are_pass(tmp_path) -> None:
+    """In a copy too: what the defects fail by are the defects."""
+    with mutated(tmp_path, "norm.py", "n_cols", "n_cols"):
+        for check in dict.fromkeys(defect[4] for defect in DEFECTS[:6] + DEFECTS[10:12]):
+            check()
