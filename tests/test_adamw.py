@@ -294,12 +294,3 @@ def test_adamw_step_lets_gradients_share_memory() -> None:
     pyfast.adamw_step_(**lists, step=1)
     pyfast.adamw_step_(**plain, step=1)
     assert all(torch.equal(a, b) for a, b in zip(lists["params"], plain["params"], strict=True))
-
-
-def test_adamw_reference_lets_a_broken_norm_show():
-    """As the kernels and torch do: a NaN gradient with clipping must not pass for a quiet step."""
-    with pyfast.using("torch"):
-        params, states = [torch.ones(3)], [[torch.zeros(3)] for _ in range(2)]
-        grads = [torch.tensor([1.0, float("nan"), 1.0])]
-        norm = pyfast.adamw_step_(params, grads, *states, 1, max_norm=1.0)
-    assert norm.isnan() and params[0].isnan().all()

@@ -226,3 +226,12 @@ def test_adamw_notices_a_flag_that_changes_mid_training():
         optimizer.param_groups[0]["maximize"] = True
         take_steps(optimizer, params, 2, 2)
     assert_same(ours, theirs)
+
+
+def test_adamw_reference_lets_a_broken_norm_show():
+    """As the kernels and torch do: a NaN gradient with clipping must not pass for a quiet step."""
+    with pyfast.using("torch"):
+        params, states = [torch.ones(3)], [[torch.zeros(3)] for _ in range(2)]
+        grads = [torch.tensor([1.0, float("nan"), 1.0])]
+        norm = pyfast.adamw_step_(params, grads, *states, 1, max_norm=1.0)
+    assert norm.isnan() and params[0].isnan().all()
