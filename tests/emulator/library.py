@@ -18,8 +18,9 @@ from pathlib import Path
 ENGINE = Path(__file__).resolve().parent / "engine"
 # No contraction: a * b + c is two roundings unless the kernel says fma. Rounding modes are
 # switched at run time. The library stays on the machine that built it and may use all it has.
-FLAGS = "-std=c++20 -O2 -ftree-vectorize -march=native -fPIC -ffp-contract=off -frounding-math"
-FLAGS += " -fno-strict-aliasing -fno-math-errno -Wall -Wextra"
+FLAGS = "-std=c++20 -O2 -march=native -ftree-vectorize -fvect-cost-model=dynamic -fPIC"
+FLAGS += " -ffp-contract=off -frounding-math -fno-trapping-math -fno-math-errno"
+FLAGS += " -fno-strict-aliasing -Wall -Wextra"
 
 
 class Tensor(ctypes.Structure):

@@ -28,9 +28,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver as active_driver
 from triton.runtime.cache import get_cache_manager
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tests.emulator import Module, Stats
 from tests.emulator.module import SHARED_LIMIT
+from tests.emulator.tensormap import descriptor_arguments
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,12 @@ class _Launcher:
         session.log.append(Launch(self.binary, grid, stats))
 
     def _run(self, session: _Session, grid: tuple[int, int, int], given: tuple) -> Stats:
-        names, args = [], []
+        names, args, described = [], [], []
+        facts = iter(self.metadata.tensordesc_meta or ())
         for (name, kind), value in zip(self.parameters, given, strict=True):
+            if isinstance(value, TensorDescriptor):
+                described.append(value.base)
+                value = tuple(descriptor_arguments(value, next(facts, None)))
             for item in _flat(value) if kind != "constexpr" else ():
                 names.append(name)
                 args.append(item)
@@ -215,7 +221,7 @@ class _Launcher:
             names=names,
             shared_bytes=self.binary.shared,
             uninitialised=blank,
-            reachable=_pointed_to(session, tensors),
+            reachable=[*described, *_pointed_to(session, tensors)],
             **session.options,
         )
 

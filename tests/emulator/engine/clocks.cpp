@@ -62,7 +62,8 @@ void Joiner::add(const LaneClock& lane, u32 threads) {
     Known& all = joined();
     all.set(lane.id, lane.clock);
     for (u32 kind = 0; kind < 4; ++kind) {
-        if (lane.done[kind]) all.set((kind + 1) * threads + lane.id, lane.done[kind]);
+        const u32 owner = kind + 1 == kWgmma ? lane.id / kLanes * kLanes : lane.id;
+        if (lane.done[kind]) all.set((kind + 1) * threads + owner, lane.done[kind]);
     }
 }
 

@@ -6,7 +6,8 @@
 // once a thread holds them, so that a barrier of the whole block costs one join.
 //
 // Asynchronous engines are actors with clocks of their own: cp.async of a thread, wgmma of a warp, bulk
-// copies of a thread (reads and writes apart) and whatever completes on an mbarrier.
+// copies of a thread (reads and writes apart) and whatever completes on an mbarrier. That of a warp bears
+// the id of its first thread.
 #pragma once
 #include <utility>
 

@@ -26,7 +26,7 @@ public:
     void address(const Arg& arg, Instr& i, int slot = 0);  // base into src[slot], offset added up
     Location location(const Arg& symbol);
     Operand constant(u64 bits, u8 width);
-    const Module& module() const { return module_; }
+    void uses_wgmma() { program_.has_wgmma = true; }
 
 private:
     struct Frame {
@@ -79,6 +79,7 @@ bool decode_atomic(Decoder& d, const Statement& st, Instr& i);
 bool decode_sync(Decoder& d, const Statement& st, Instr& i);
 bool decode_warp(Decoder& d, const Statement& st, Instr& i);
 bool decode_copy(Decoder& d, const Statement& st, Instr& i);
+bool decode_bulk(Decoder& d, const Statement& st, Instr& i);
 bool decode_mbarrier(Decoder& d, const Statement& st, Instr& i);
 bool decode_tensormap(Decoder& d, const Statement& st, Instr& i);
 bool decode_matrix(Decoder& d, const Statement& st, Instr& i);

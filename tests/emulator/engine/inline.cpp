@@ -10,7 +10,7 @@ using Family = bool (*)(Decoder&, const Statement&, Instr&);
 const Family kFamilies[] = {
     decode_move,   decode_memory, decode_integer, decode_float, decode_half,     decode_bits,
     decode_compare, decode_convert, decode_special, decode_warp, decode_sync,    decode_atomic,
-    decode_copy,   decode_mbarrier, decode_tensormap, decode_matrix, decode_wgmma,
+    decode_copy,   decode_mbarrier, decode_bulk, decode_tensormap, decode_matrix, decode_wgmma,
 };
 
 void run_nothing(Warp&, const Instr&, u32) {}

@@ -60,7 +60,10 @@ void load(Warp& w, const Instr& i, u32 m) {
     Request r = request(i, m, Access::read);
     addresses(w, i, 0, m, r.at);
     open_request(w, i, r);
-    if (r.strong) acquire_from(w, i, r);
+    if (r.strong) {
+        acquire_from(w, i, r);
+        w.yield = true;  // perhaps a poll
+    }
     check_request(w, i, r);
     deliver(w, i, r);
 }

@@ -88,6 +88,7 @@ struct Program {
     vector<SharedSymbol> shared;          // without the dynamic part
     u64 shared_base = 0, static_end = 0, dynamic_align = 16;
     bool has_dynamic = false;
+    bool has_wgmma = false;
     u64 dynamic_offset() const { return (static_end + dynamic_align - 1) / dynamic_align * dynamic_align; }
     u64 local_bytes = 0;
     vector<u64> param_offsets;
@@ -142,10 +143,10 @@ struct Warp {
         bool result;         // written by it, else read
     };
     vector<Flight> flights;
-    u32 wgmma_groups = 1;    // number of the open group
-    u32 fenced_since = 0;    // wgmma.fence: registers written since
-    vector<std::pair<u32, u32>> dirty;  // register ranges written since the last wgmma.fence
-    bool uses_wgmma = false;
+    u32 wgmma_group = 1;     // number of the open group
+    u64 wgmma_fence = 0;     // when the last wgmma.fence was, in instructions of the warp
+    u64 steps = 0;
+    vector<u64> written_at;  // by 64 bytes of registers: step of the last write but wgmma's; in programs with wgmma
     CopyGroups& copy_groups(int lane) {
         if (!copies) copies.reset(new CopyGroups[kLanes]);
         return copies[lane];
@@ -165,12 +166,13 @@ struct Barrier {
 };
 
 struct Mbarrier {
+    bool valid = false;
     u32 expected = 0, pending = 0;
-    i64 transactions = 0;
+    i64 transactions = 0;    // bytes promised and not arrived
     u32 phase = 0;           // completed phases
-    u32 actor = 0;           // local id of what completes on it
-    Joiner released;
-    KnownRef completed;
+    u32 actor = 0, clock = 0;  // of what completes on it in this phase; the clock outlives mbarrier.inval
+    Joiner released, proxied;
+    KnownRef completed, completed_proxied;
 };
 
 struct SyncVariable {        // what an atomic location carries: to its block, to everyone

@@ -54,7 +54,8 @@ string tensor_name(const Grid& grid, u64 at) {
     if (!best || distance > (1ull << 40)) return "address " + hex(at);
     i64 byte = i64(at - best->lo);
     const i64 size = best->element, index = byte / size - (byte < 0 && byte % size);
-    return best->name + "[" + std::to_string(index) + "], byte " + std::to_string(byte) + " of " + std::to_string(best->hi - best->lo);
+    return best->name + "[" + std::to_string(index) + "], byte " + std::to_string(byte) + " of " +
+           std::to_string(best->hi - best->lo);
 }
 
 string shared_name(const Program& program, const Options& options, u64 offset) {
@@ -80,6 +81,10 @@ bool in_shared(const Program& program, const Options& options, u64 offset, u32 b
     return false;
 }
 
+string wrong(const char* what, u32 bytes, const string& where) {
+    return string(what) + " of " + std::to_string(bytes) + " bytes at " + where;
+}
+
 Place shared_place(Warp& w, const Instr& i, int lane, u64 at, u32 bytes, const char* what) {
     const u64 rank = at >> kRankShift, offset = at & ((1u << kRankShift) - 1);
     Group& group = *w.block->group;
@@ -89,10 +94,29 @@ Place shared_place(Warp& w, const Instr& i, int lane, u64 at, u32 bytes, const c
     }
     Block* owner = rank ? group.blocks[rank - 1].get() : w.block;
     if (!in_shared(*grid.program, grid.options, offset, bytes)) {
-        fail(w, i, lane, "out of bounds", string(what) + " of " + std::to_string(bytes) + " bytes at " +
-             shared_name(*grid.program, grid.options, offset));
+        fail(w, i, lane, "out of bounds", wrong(what, bytes, shared_name(*grid.program, grid.options, offset)));
     }
     return {Space::shared, owner->shared.data() + offset, offset, &owner->shadow, owner};
+}
+
+// A generic address is one of a space's window, or of global memory.
+void resolve_window(Space& space, u64& at) {
+    if (space == Space::param) {
+        at += kParamWindow;
+    } else if (space != Space::generic) {
+        return;
+    }
+    space = Space::generic;
+    if (at - kSharedWindow < kWindow) {
+        space = Space::shared;
+        at -= kSharedWindow;
+    } else if (at - kLocalWindow < kWindow) {
+        space = Space::local;
+        at -= kLocalWindow;
+    } else if (at - kParamWindow < kWindow) {
+        space = Space::param;
+        at -= kParamWindow;
+    }
 }
 
 }  // namespace
@@ -105,49 +129,45 @@ string address_name(const Warp& w, const Place& p, u64 at) {
 
 Place find_place(Warp& w, const Instr& i, int lane, Space space, u64 at, u32 bytes, const char* what, u32 align) {
     Grid& grid = *w.block->group->grid;
-    if (space == Space::param) {
-        at += kParamWindow;
-        space = Space::generic;
-    }
-    if (space == Space::generic) {
-        if (at - kSharedWindow < kWindow) {
-            space = Space::shared;
-            at -= kSharedWindow;
-        } else if (at - kLocalWindow < kWindow) {
-            space = Space::local;
-            at -= kLocalWindow;
-        } else if (at - kParamWindow < kWindow) {
-            space = Space::param;
-            at -= kParamWindow;
-        }
-    }
-    const string wrong = string(what) + " of " + std::to_string(bytes) + " bytes at ";
-    if (at % (align ? align : bytes)) fail(w, i, lane, "misaligned", wrong + hex(at));
+    resolve_window(space, at);
+    if (at & ((align ? align : bytes) - 1)) fail(w, i, lane, "misaligned", wrong(what, bytes, hex(at)));
     if (space == Space::shared) return shared_place(w, i, lane, at, bytes, what);
     if (space == Space::local) {
         const u64 size = grid.program->local_bytes;
         if (at + bytes > size || at > size) {
-            fail(w, i, lane, "out of bounds", wrong + "local memory, byte " + std::to_string(i64(at)) + " of " +
-                 std::to_string(size));
+            const string where = "local memory, byte " + std::to_string(i64(at)) + " of " + std::to_string(size);
+            fail(w, i, lane, "out of bounds", wrong(what, bytes, where));
         }
         return {Space::local, w.local.data() + u64(lane) * size + at, at, nullptr, nullptr};
     }
     if (space == Space::param) {
         if (at + bytes > grid.params.size()) {
-            fail(w, i, lane, "out of bounds", wrong + "the parameters, byte " + std::to_string(at));
+            fail(w, i, lane, "out of bounds", wrong(what, bytes, "the parameters, byte " + std::to_string(at)));
         }
         return {Space::param, grid.params.data() + at, at, nullptr, nullptr};
     }
     const Tensor* tensor = tensor_at(grid, at, bytes);
-    if (!tensor) fail(w, i, lane, "out of bounds", wrong + tensor_name(grid, at));
+    if (!tensor) fail(w, i, lane, "out of bounds", wrong(what, bytes, tensor_name(grid, at)));
     const Region& region = grid.regions[tensor->region];
     return {Space::global, reinterpret_cast<u8*>(at), at - region.lo, &region.shadow, nullptr};
 }
 
 void open_request(Warp& w, const Instr& i, Request& r) {
     const char* what = r.kind == Access::read ? "read" : r.kind == Access::write ? "write" : "atomic";
-    each_lane(r.mask, [&](int l) { r.place[l] = find_place(w, i, l, r.space, r.at[l], r.bytes, what); });
-    if (r.mask) count_traffic(w, r);
+    const Grid& grid = *w.block->group->grid;
+    // most lanes lie in the tensor of the lane before
+    const Tensor* tensor = nullptr;
+    each_lane(r.mask, [&](int l) {
+        const u64 at = r.at[l];
+        if (tensor && at >= tensor->lo && at + r.bytes <= tensor->hi && !(at & (r.bytes - 1))) {
+            const Region& region = grid.regions[tensor->region];
+            r.place[l] = {Space::global, reinterpret_cast<u8*>(at), at - region.lo, &region.shadow, nullptr};
+            return;
+        }
+        r.place[l] = find_place(w, i, l, r.space, at, r.bytes, what);
+        tensor = r.place[l].space == Space::global ? tensor_at(grid, at, r.bytes) : nullptr;
+    });
+    count_traffic(w, r);
 }
 
 Recorder recorder(const Warp& w, int lane) { return {w.lanes[lane].id, w.lanes[lane].clock}; }
@@ -184,31 +204,32 @@ void check_access(Warp& w, const Instr& i, int lane, const Place& p, u32 bytes, 
     if (!p.shadow || !grid.options.check) return;
     const u32 first = u32(p.offset / 4), words = u32((p.offset % 4 + bytes + 3) / 4);
     const u8 nibble = bytes >= 4 ? 15 : u8(((1u << bytes) - 1) << p.offset % 4);
+    if (u8* touched = p.shadow->touched) {
+        const u8 mark = kind == Access::read ? nibble : kind == Access::write ? u8(nibble << 4) : u8(nibble * 17);
+        for (u32 k = first; k < first + words; ++k) touched[k] |= mark;
+    }
+    const u32 base = group.index * grid.ids_per_group();
+    const LaneClock& knows = as.knows ? *as.knows : w.lanes[lane];
+    const Agent me{&knows, grid.threads_per_group(), base, grid.ids_per_group(), base + as.id, as.stamp, i.pc,
+                   base + knows.id, async_proxy};
+    RaceChecker& races = p.space == Space::shared ? group.races : grid.races;
+    Conflict conflict = races.access(me, p.shadow->cells, p.offset, bytes, kind, equal);
+    if (conflict.kind) race(w, i, lane, p, bytes, kind, conflict);
     if (u8* valid = p.shadow->valid) {
         for (u32 k = first; k < first + words; ++k) {
             if (kind != Access::write && (valid[k] & nibble) != nibble) uninitialised(w, i, lane, p, bytes);
             if (kind != Access::read) valid[k] |= nibble;
         }
     }
-    if (u8* touched = p.shadow->touched) {
-        const u8 mark = kind == Access::read ? nibble : kind == Access::write ? u8(nibble << 4) : u8(nibble * 17);
-        for (u32 k = first; k < first + words; ++k) touched[k] |= mark;
-    }
-    const u32 base = group.index * grid.ids_per_group();
-    const Agent me{&w.lanes[lane],  grid.threads_per_group(), base, grid.ids_per_group(), base + as.id, as.stamp, i.pc,
-                   base + w.lanes[lane].id, async_proxy};
-    RaceChecker& races = p.space == Space::shared ? group.races : grid.races;
-    Conflict conflict = races.access(me, p.shadow->cells, p.offset, bytes, kind, equal);
-    if (conflict.kind) race(w, i, lane, p, bytes, kind, conflict);
 }
 
 void check_range(Warp& w, const Instr& i, int lane, const Place& p, u64 bytes, Access kind, const Recorder& as,
-                 bool async_proxy) {
+                 bool async_proxy, bool equal) {
     Place part = p;
     while (bytes) {
         const u64 to_word = part.offset % 4 ? 4 - part.offset % 4 : bytes < 4 ? 4 : bytes / 4 * 4;
         const u32 step = u32(std::min({bytes, to_word, u64(1) << 20}));
-        check_access(w, i, lane, part, step, kind, false, as, async_proxy);
+        check_access(w, i, lane, part, step, kind, equal, as, async_proxy);
         part.offset += step;
         part.host += step;
         bytes -= step;

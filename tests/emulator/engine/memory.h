@@ -41,13 +41,14 @@ void check_request(Warp& w, const Instr& i, Request& r, u32 equal = 0);
 struct Recorder {
     u32 id;                  // local id to record
     u32 stamp;
+    const LaneClock* knows = nullptr;  // in the place of the lane, if several issue it together
 };
 void check_access(Warp& w, const Instr& i, int lane, const Place& p, u32 bytes, Access kind, bool equal,
                   const Recorder& as, bool async_proxy = false);
 
 // The same for any number of bytes.
 void check_range(Warp& w, const Instr& i, int lane, const Place& p, u64 bytes, Access kind, const Recorder& as,
-                 bool async_proxy = false);
+                 bool async_proxy = false, bool equal = false);
 
 Recorder recorder(const Warp& w, int lane);
 string address_name(const Warp& w, const Place& p, u64 at);

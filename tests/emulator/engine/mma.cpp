@@ -6,37 +6,40 @@ namespace {
 
 // With p elements in a register: register r of A holds row g + 8 (r%2), columns t p.. + 4 p (r/2);
 // register r of B holds rows t p.. + 4 p r of column g. g = lane / 4, t = lane % 4.
+template <Type type>
 void gather_a(const Warp& w, const Instr& i, double (*a)[32]) {
-    const int per = 4 / bytes_of(i.type);
+    constexpr int per = type == Type::tf32 ? 1 : type == Type::f16 || type == Type::bf16 ? 2 : 4;
     for (size_t r = 0; r < i.list.size(); ++r) {
         const u32* in = lanes_in<u32>(w, i.list[r]);
         for (int l = 0; l < kLanes; ++l) {
-            const int row = l / 4 + 8 * int(r & 1), col = l % 4 * per + 4 * per * int(r / 2);
-            for (int j = 0; j < per; ++j) a[row][col + j] = element(i.type, in[l], j);
+            double* to = &a[l / 4 + 8 * int(r & 1)][l % 4 * per + 4 * per * int(r / 2)];
+            for (int j = 0; j < per; ++j) to[j] = element(type, in[l], j);
         }
     }
 }
 
+template <Type type>
 void gather_b(const Warp& w, const Instr& i, double (*b)[8]) {
-    const int per = 4 / bytes_of(i.from);
+    constexpr int per = type == Type::tf32 ? 1 : type == Type::f16 || type == Type::bf16 ? 2 : 4;
     for (size_t r = 0; r < i.list2.size(); ++r) {
         const u32* in = lanes_in<u32>(w, i.list2[r]);
         for (int l = 0; l < kLanes; ++l) {
-            const int row = l % 4 * per + 4 * per * int(r);
-            for (int j = 0; j < per; ++j) b[row + j][l / 4] = element(i.from, in[l], j);
+            for (int j = 0; j < per; ++j) b[l % 4 * per + 4 * per * int(r) + j][l / 4] = element(type, in[l], j);
         }
     }
 }
 
 void multiply(double (*c)[8], const double (*a)[32], const double (*b)[8], int k) {
     for (int row = 0; row < 16; ++row) {
+        double sum[8];
+        for (int col = 0; col < 8; ++col) sum[col] = c[row][col];
         for (int j = 0; j < k; ++j) {
-            for (int col = 0; col < 8; ++col) c[row][col] += a[row][j] * b[j][col];
+            const double x = a[row][j];
+            for (int col = 0; col < 8; ++col) sum[col] = std::fma(x, b[j][col], sum[col]);
         }
+        for (int col = 0; col < 8; ++col) c[row][col] = sum[col];
     }
 }
-
-enum Accumulator : u8 { kFloat, kHalf, kInteger };
 
 int row_of(int lane, size_t r) { return lane / 4 + 8 * int(r); }
 
@@ -55,17 +58,12 @@ void load_c(const Warp& w, const vector<Operand>& list, Accumulator type, double
     }
 }
 
-u32 integer_result(double sum, bool saturate) {
-    const i64 whole = i64(sum);  // exact: sums stay far below 2^53
-    if (!saturate) return u32(whole);
-    return u32(i32(std::min<i64>(std::max<i64>(whole, INT32_MIN), INT32_MAX)));
-}
-
+template <Type type_a, Type type_b>
 void run(Warp& w, const Instr& i, u32 m) {
-    alignas(64) double a[16][32] = {}, b[32][8] = {}, c[16][8] = {};
+    alignas(64) double a[16][32], b[32][8], c[16][8];  // filled up to k
     const bool perturb = w.block->group->grid->options.perturb;
-    gather_a(w, i, a);
-    gather_b(w, i, b);
+    gather_a<type_a>(w, i, a);
+    gather_b<type_b>(w, i, b);
     load_c(w, i.reads_c, Accumulator(i.immediate), c);
     multiply(c, a, b, i.k);
     for (size_t r = 0; r < i.list3.size(); ++r) {
@@ -75,7 +73,7 @@ void run(Warp& w, const Instr& i, u32 m) {
             const double* at = &c[row_of(l, i.op == kHalf ? r : r / 2)][col];
             if (i.op == kHalf) out[l] = double_to_half(at[0]) | u32(double_to_half(at[1])) << 16;
             else if (i.op == kFloat) out[l] = bits_as<u32>(accumulated(at[r & 1], perturb));
-            else out[l] = integer_result(at[r & 1], i.sat);
+            else out[l] = integer_sum(at[r & 1], i.sat);
         }
         lanes_out(w, i.list3[r], out, m);
     }
@@ -98,7 +96,16 @@ void run_double(Warp& w, const Instr& i, u32 m) {
     w.block->group->grid->stats.mma_flops += 2ull * 8 * 8 * 4;
 }
 
-Accumulator accumulator(Type type) { return type == Type::f32 ? kFloat : type == Type::f16 ? kHalf : kInteger; }
+RunFn pick(Type a, Type b) {
+    if (a == Type::f16 && b == a) return run<Type::f16, Type::f16>;
+    if (a == Type::bf16 && b == a) return run<Type::bf16, Type::bf16>;
+    if (a == Type::tf32 && b == a) return run<Type::tf32, Type::tf32>;
+    if (a == Type::s8) return b == Type::s8 ? run<Type::s8, Type::s8> : run<Type::s8, Type::u8>;
+    if (a == Type::u8) return b == Type::s8 ? run<Type::u8, Type::s8> : run<Type::u8, Type::u8>;
+    if (a == Type::e4m3) return b == a ? run<Type::e4m3, Type::e4m3> : run<Type::e4m3, Type::e5m2>;
+    if (a == Type::e5m2) return b == a ? run<Type::e5m2, Type::e5m2> : run<Type::e5m2, Type::e4m3>;
+    return nullptr;
+}
 
 }  // namespace
 
@@ -124,10 +131,8 @@ bool decode_mma(Decoder& d, const Statement& st, Instr& i) {
     const int bytes = bytes_of(i.type);
     const bool right_size = i.m == 16 && i.n == 8 && i.k <= 32 && i.list.size() == size_t(i.k * bytes / 8) &&
                             i.list2.size() == size_t(i.k * bytes / 16);
-    const bool known = i.type == Type::f16 || i.type == Type::bf16 || i.type == Type::tf32 || i.type == Type::s8 ||
-                       i.type == Type::u8 || i.type == Type::e4m3 || i.type == Type::e5m2;
     if (i.type == Type::f64 && i.m == 8 && i.k == 4) i.run = run_double;
-    else if (known && right_size) i.run = run;
+    else if (right_size) i.run = pick(i.type, i.from);
     return true;
 }
 

@@ -9,9 +9,10 @@ bool RaceChecker::ordered(const Agent& me, u32 other, u32 stamp) {
     const u32 id = other - me.base;
     if (id >= me.span) return lane.known->foreign_at(other / me.span, other % me.span) >= clock;
     if (id == lane.id) return true;
-    if (id >= me.threads && id < 5 * me.threads && id % me.threads == lane.id &&
-        lane.done[id / me.threads - 1] >= clock) {
-        return true;
+    if (id >= me.threads && id < 5 * me.threads) {
+        const u32 kind = id / me.threads;
+        const u32 owner = kind == kWgmma ? lane.id / kLanes * kLanes : lane.id;  // engine of the warp, or of the lane
+        if (id % me.threads == owner && lane.done[kind - 1] >= clock) return true;
     }
     return lane.known->at(id) >= clock;
 }
@@ -46,11 +47,26 @@ Conflict RaceChecker::unordered_reader(const Agent& me, const Cell& cell) {
     return {};
 }
 
+RaceChecker::Transition& RaceChecker::transition(const Transition& key) {
+    if (transition_count_ * 2 > transitions_.size()) {
+        vector<Transition> old(transitions_.size() * 4);
+        old.swap(transitions_);
+        for (const Transition& t : old) {
+            if (t.stamp) transition(t) = t;
+        }
+    }
+    const u64 hash = (u64(key.set) << 32 | key.id) * 0x9e3779b97f4a7c15ull + key.stamp * 0xc2b2ae3d27d4eb4full;
+    const size_t mask = transitions_.size() - 1;
+    size_t at = (hash ^ hash >> 29) & mask;
+    while (transitions_[at].stamp && !transitions_[at].same(key)) at = (at + 1) & mask;
+    return transitions_[at];
+}
+
 u32 RaceChecker::add_to_set(const Agent& me, u32 set) {
-    const Key key{set, me.id, me.stamp};
-    if (key == last_key_) return last_set_;
-    auto [at, fresh] = transitions_.try_emplace(key, 0);
-    if (fresh) {
+    const Transition key{set, me.id, me.stamp, 0};
+    if (key.same(last_)) return last_.result;
+    Transition& known = transition(key);
+    if (!known.stamp) {
         // keep those not ordered before me; a long tail is kept as it is
         u32 kept[32], count = 0, rest = set;
         bool present = false;
@@ -72,10 +88,11 @@ u32 RaceChecker::add_to_set(const Agent& me, u32 set) {
             readers_.push_back({me.id, me.stamp, me.pc, result});
             result = u32(readers_.size()) - 1;
         }
-        at->second = result;
+        known = {set, me.id, me.stamp, result};
+        ++transition_count_;
     }
-    last_key_ = key;
-    return last_set_ = at->second;
+    last_ = known;
+    return last_.result;
 }
 
 void RaceChecker::add_reader(const Agent& me, Cell& cell) {

@@ -1,7 +1,5 @@
 // The race checker: for every 4-byte word, who wrote it last and who has read it since.
 #pragma once
-#include <unordered_map>
-
 #include "clocks.h"
 
 namespace ptx {
@@ -55,24 +53,20 @@ private:
     struct Reader {
         u32 id, stamp, pc, next;  // next: number of the rest of the set, 0 at its end
     };
-    struct Key {
-        u32 set, id, stamp;
-        bool operator==(const Key& k) const { return set == k.set && id == k.id && stamp == k.stamp; }
+    struct Transition {       // `set`, joined by the reader, becomes `result`
+        u32 set, id, stamp, result;
+        bool same(const Transition& t) const { return set == t.set && id == t.id && stamp == t.stamp; }
     };
-    struct Hash {
-        size_t operator()(const Key& k) const {
-            return (u64(k.set) * 0x9e3779b97f4a7c15ull) ^ (u64(k.id) << 32 | k.stamp) * 0xc2b2ae3d27d4eb4full;
-        }
-    };
+    Transition& transition(const Transition& key);
     Conflict word(const Agent& me, Cell& cell, Access kind, bool equal);
     Conflict unordered_reader(const Agent& me, const Cell& cell);
     void add_reader(const Agent& me, Cell& cell);
     u32 add_to_set(const Agent& me, u32 set);
     void split(Cell& cell);
     vector<Reader> readers_{1};
-    std::unordered_map<Key, u32, Hash> transitions_;
-    Key last_key_{0, 0, 0};
-    u32 last_set_ = 0;
+    vector<Transition> transitions_{1024};  // a hash table; stamp 0 is an empty place
+    size_t transition_count_ = 0;
+    Transition last_{};
     vector<Cell> bytes_;
     vector<u32> free_;
 };

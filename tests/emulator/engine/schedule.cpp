@@ -36,7 +36,7 @@ bool step(Warp& w, Grid& grid) {
         } else if (i.converge != Converge::none && !converged(w, f, i, active)) {
             --grid.program->executed[i.pc];
         } else {
-            if (!w.flights.empty()) check_flights(w, i, active);
+            if (!w.written_at.empty()) watch_registers(w, i);
             i.run(w, i, active);
             Fragment& now = w.fragments[f];
             ++now.pc;
@@ -71,7 +71,7 @@ bool step(Warp& w, Grid& grid) {
 u64 quantum(Grid& grid) {
     switch (grid.options.order) {
     case 1: return 1 + grid.random() % 64;
-    case 2: return ~0ull;
+    case 2: return 1 << 16;
     default: return kFixedQuantum;
     }
 }
@@ -183,7 +183,7 @@ void run_grid(Grid& grid) {
         }
         // nothing has changed: let another group in, or give up
         if (next < groups) room = std::min<size_t>(room + 1, 1024);
-        else if (!moved || (!grid.spinning.empty() && ++idle_turns > 2000)) deadlock(grid, *resident[0].group);
+        else if (!moved || (!grid.spinning.empty() && ++idle_turns > 200)) deadlock(grid, *resident[0].group);
     }
     end_launch(grid);
 }

@@ -58,6 +58,7 @@ std::unique_ptr<Warp> make_warp(Grid& grid, Block& block, u32 index) {
     w->live = w->full = lanes == kLanes ? kAll : (1u << lanes) - 1;
     w->fragments[0] = {0, w->live, Fragment::ready};
     w->count = 1;
+    if (program.has_wgmma) w->written_at.assign(program.register_bytes / 64 + 1, 0);
     w->local.assign(program.local_bytes * kLanes, 0xff);
     const KnownRef nothing(new Known());
     nothing->group = block.group->index;

@@ -9,7 +9,7 @@ std::unique_ptr<Group> make_group(Grid& grid, u32 index);
 void end_group(Grid& grid, Group& group);
 void end_launch(Grid& grid);
 
-// Registers of an asynchronous wgmma must not be touched before the wait.
-void check_flights(Warp& w, const Instr& i, u32 mask);
+// In programs with wgmma: registers in flight must not be touched, and writes are noted for wgmma.fence.
+void watch_registers(Warp& w, const Instr& i);
 
 }  // namespace ptx

@@ -1,4 +1,4 @@
-// What mma and wgmma share: element types and the sum of products.
+// What mma and wgmma share: element types and the rounding of sums.
 #pragma once
 #include "lanewise.h"
 #include "rounding.h"
@@ -7,7 +7,7 @@ namespace ptx {
 
 double fp8_value(bool e5m2, u8 bits);
 
-// Element `index` of a 32-bit register that holds 4 / bytes_of(type) of them.
+// Element `index` of a register or memory word that holds several.
 inline double element(Type type, u32 bits, int index) {
     switch (type) {
     case Type::tf32: return bits_as<float>(bits & 0xffffe000u);
@@ -26,6 +26,18 @@ inline float accumulated(double sum, bool perturb) {
     float f = float(sum);
     if (perturb && std::fabs(double(f)) > std::fabs(sum)) f = bits_as<float>(bits_as<u32>(f) - 1);
     return f;
+}
+
+enum Accumulator : u8 { kFloat, kHalf, kInteger };
+
+inline Accumulator accumulator(Type type) {
+    return type == Type::f32 ? kFloat : type == Type::f16 ? kHalf : kInteger;
+}
+
+inline u32 integer_sum(double sum, bool saturate) {
+    const i64 whole = i64(sum);  // exact: sums stay far below 2^53
+    if (!saturate) return u32(whole);
+    return u32(i32(std::min<i64>(std::max<i64>(whole, INT32_MIN), INT32_MAX)));
 }
 
 }  // namespace ptx

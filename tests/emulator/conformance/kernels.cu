@@ -1,0 +1,5 @@
+// All kernels of the conformance tests, so that nvcc runs once.
+#include "arithmetic.cuh"
+#include "defects.cuh"
+#include "exchange.cuh"
+#include "tensor.cuh"
