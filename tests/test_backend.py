@@ -78,14 +78,20 @@ def test_cuda_tensors_take_the_reference_without_triton_with_one_warning() -> No
 
 
 @needs_triton
-def test_triton_leaves_float64_to_the_reference_and_says_so() -> None:
+def test_triton_leaves_float64_to_the_reference_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYFAST_REQUIRE", raising=False)
     choice = backend.choose("layer_norm", "cuda", torch.float64)
     assert choice.backend == "torch" and "not torch.float64" in choice.why
     assert backend.choose("layer_norm", "cuda", torch.bfloat16).backend == "triton"
 
 
 @needs_triton
-def test_every_choice_stands_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_choice_stands_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYFAST_REQUIRE", raising=False)
     backend._choices.clear()
     with caplog.at_level("DEBUG", "pyfast"):
         backend.choose("layer_norm", "cuda", torch.float64)
