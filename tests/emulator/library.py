@@ -12,7 +12,9 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ENGINE = Path(__file__).resolve().parent / "engine"
@@ -21,6 +23,7 @@ ENGINE = Path(__file__).resolve().parent / "engine"
 FLAGS = "-std=c++20 -O2 -march=native -ftree-vectorize -fvect-cost-model=dynamic -fPIC"
 FLAGS += " -ffp-contract=off -frounding-math -fno-trapping-math -fno-math-errno"
 FLAGS += " -fno-strict-aliasing -Wall -Wextra"
+COLD = ("api", "decoder", "inline", "operands", "parser", "report", "setup")  # not worth -O2
 
 
 class Tensor(ctypes.Structure):
@@ -109,23 +112,39 @@ def build() -> Path:
         raise RuntimeError("emulator: a C++ compiler must be there; got none (set CXX)")
     flags = shlex.split(FLAGS)
     sources = sorted(ENGINE.glob("*.cpp"))
-    machine = repr((command, flags)).encode() + _processor()
+    machine = repr((command, flags, COLD)).encode() + _processor()
     keys = [_digest(machine, *(p.read_bytes() for p in _included(source))) for source in sources]
     library = cache_dir() / f"engine-{_digest(*(key.encode() for key in keys))}.so"
     if library.exists():
         return library
-    with locked(cache_dir() / "lock"):
-        objects = []
-        for source, key in zip(sources, keys, strict=True):
-            target = cache_dir() / "objects" / f"{source.stem}-{key}.o"
-            objects.append(target)
-            if not target.exists():
-                target.parent.mkdir(exist_ok=True)
-                _run([*command, *flags, "-c", str(source), "-o", f"{target}.tmp"])
-                os.replace(f"{target}.tmp", target)
-        _run([*command, "-shared", *map(str, objects), "-o", f"{library}.tmp"])
+    with locked(cache_dir() / "lock"), tempfile.TemporaryDirectory() as staging:
+        objects = cache_dir() / "objects"
+        objects.mkdir(exist_ok=True)
+        targets = [objects / f"{s.stem}-{key}.o" for s, key in zip(sources, keys, strict=True)]
+        missing = [pair for pair in zip(sources, targets, strict=True) if not pair[1].exists()]
+        _compile([*command, *flags], missing, Path(staging))
+        _run([*command, "-shared", *map(str, targets), "-o", f"{library}.tmp"])
         os.replace(f"{library}.tmp", library)
     return library
+
+
+def _compile(command: list[str], pairs: list[tuple[Path, Path]], staging: Path) -> None:
+    """Objects of sources, by way of a precompiled header when there are many."""
+    shutil.copytree(ENGINE, staging, dirs_exist_ok=True)
+    if len(pairs) > 4:
+        header = staging / "machine.h"
+        _run([*command, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
+
+    def one(pair: tuple[Path, Path]) -> None:
+        source, target = pair
+        level = ["-O1"] if source.stem in COLD else []
+        own = ["-include", "machine.h", "-c", str(staging / source.name), "-o", f"{target}.tmp"]
+        _run([*command, *level, f"-I{staging}", *own])
+        os.replace(f"{target}.tmp", target)
+
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, pairs))
 
 
 def _included(source: Path) -> list[Path]:

@@ -58,7 +58,8 @@ void run_copy(Warp& w, const Instr& i, u32 m) {
     Grid& grid = *w.block->group->grid;
     u32 sizes[kLanes];
     u64 to[kLanes], from[kLanes], offsets[kLanes], bytes = 0;
-    vector<u64> sectors;
+    static thread_local vector<u64> sectors;
+    sectors.clear();
     source_sizes(w, i, sizes);
     addresses(w, i, 0, m, to);
     Instr second = {};  // the address of the source

@@ -29,15 +29,17 @@ void gather_b(const Warp& w, const Instr& i, double (*b)[8]) {
     }
 }
 
+// Eight columns at once; a product of two elements is exact in double.
+using Row = double __attribute__((vector_size(64)));
+
 void multiply(double (*c)[8], const double (*a)[32], const double (*b)[8], int k) {
+    Row from[32];
+    memcpy(from, b, sizeof(Row) * size_t(k));
     for (int row = 0; row < 16; ++row) {
-        double sum[8];
-        for (int col = 0; col < 8; ++col) sum[col] = c[row][col];
-        for (int j = 0; j < k; ++j) {
-            const double x = a[row][j];
-            for (int col = 0; col < 8; ++col) sum[col] = std::fma(x, b[j][col], sum[col]);
-        }
-        for (int col = 0; col < 8; ++col) c[row][col] = sum[col];
+        Row sum;
+        memcpy(&sum, c[row], sizeof sum);
+        for (int j = 0; j < k; ++j) sum += a[row][j] * from[j];
+        memcpy(c[row], &sum, sizeof sum);
     }
 }
 

@@ -1,6 +1,8 @@
 // Happens-before races; see race.h. The scheme is FastTrack's, with sets of readers shared between words.
 #include "race.h"
 
+#include <cstring>
+
 namespace ptx {
 
 bool RaceChecker::ordered(const Agent& me, u32 other, u32 stamp) {
@@ -156,11 +158,20 @@ void RaceChecker::release(Cell* cells, u64 words) {
 Conflict RaceChecker::access(const Agent& me, Cell* cells, u64 offset, u32 bytes, Access kind, bool equal) {
     u64 first = offset / 4;
     if (bytes % 4 == 0) {
+        Cell before{}, after{};  // of the last word: neighbours mostly share their history
+        bool known = false;
         for (u64 i = first; i < first + bytes / 4; ++i) {
             Cell& cell = cells[i];
+            if (known && !memcmp(&cell, &before, sizeof cell)) {
+                cell = after;
+                continue;
+            }
             if (cell.read != kSplit) {
+                before = cell;
                 Conflict conflict = word(me, cell, kind, equal);
                 if (conflict.kind) return conflict;
+                after = cell;
+                known = true;
                 continue;
             }
             Cell* parts = &bytes_[cell.reader * 4];
