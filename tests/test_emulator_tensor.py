@@ -136,10 +136,7 @@ def test_asynchrony_of_wgmma_is_checked(module: Module, bug: int, words: str) ->
         wgmma(module, 128, bug)
 
 
-@pytest.mark.parametrize("fill_nan", [False, True])
-def test_tensor_map_cuts_at_the_edges(fill_nan: bool) -> None:
-    """A tile that hangs over all edges: zeros or nan outside, nothing stored there."""
-    ptx = """.version 8.0
+TILE = """.version 8.0
 .target sm_90a
 .address_size 64
 .visible .entry tile(.param .align 64 .b8 from[128], .param .align 64 .b8 to[128],
@@ -170,7 +167,12 @@ $wait:
   ret;
 }
 """
-    kernel = Module(ptx)
+
+
+@pytest.mark.parametrize("fill_nan", [False, True])
+def test_tensor_map_cuts_at_the_edges(fill_nan: bool) -> None:
+    """A tile that hangs over all edges: zeros or nan outside, nothing stored there."""
+    kernel = Module(TILE)
     a = torch.randn(10, 12)
     for x, y in [(0, 0), (-3, -2), (5, 4), (9, 7), (20, 0), (0, -8)]:
         copy, seen = torch.full_like(a, 7), torch.zeros(8, 16)

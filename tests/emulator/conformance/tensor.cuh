@@ -155,7 +155,8 @@ __device__ void load_tile(uint32_t to, const Map* map, int column, uint32_t barr
 // descriptors; `columns`: of a tile.
 
 extern "C" __global__ void __launch_bounds__(128) wgmma_swizzles(
-    const __grid_constant__ Map a_map, const __grid_constant__ Map b_map, float* o, uint64_t high, int columns, int bug) {
+    const __grid_constant__ Map a_map, const __grid_constant__ Map b_map, float* o, uint64_t high, int columns,
+    int bug) {
     extern __shared__ __align__(1024) uint8_t tiles[];  // [64 / columns][64][columns] of a, then of b
     __shared__ uint64_t barrier;
     const uint32_t b = shared_address(&barrier), base = shared_address(tiles);
