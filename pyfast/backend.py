@@ -58,6 +58,7 @@ class Choice:
 
 
 _extension, _extension_why = extension_module.load()
+_isa = _extension.isa() if _extension is not None else ""  # torch.compile cannot trace the question
 _forced = os.environ.get("PYFAST_BACKEND", "auto")
 _choices: dict[tuple, Choice] = {}  # (op, device, dtype); emptied when the selection changes
 _warned: set[str] = set()  # device types
@@ -91,6 +92,8 @@ def uses_reference(op: str, device_type: str, dtype: torch.dtype | None = None) 
 
 def torch_is_quicker(op: str, tensor: torch.Tensor, work: int) -> bool:
     """Whether so little work is left to torch; never where kernels are asked for."""
+    if torch.compiler.is_compiling():
+        return False
     return work <= choose(op, tensor.device.type, tensor.dtype).little
 
 
@@ -110,7 +113,7 @@ def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choi
         return Choice("torch", 'asked for: backend "torch"')
     if device_type == "cpu" and _forced != "triton":
         if _extension is not None:
-            why, little = f"{_extension_why}, {_extension.isa()} kernels", _little(op, dtype)
+            why, little = f"{_extension_why}, {_isa} kernels", _little(op, dtype)
             return Choice("cpp", why + "; torch's for little float32 work" * (little > 0), little)
         why = _extension_why
     elif device_type not in ("cpu", "cuda") or _forced == "cpp":
@@ -201,9 +204,11 @@ def is_deterministic() -> bool:
 
 def select_isa(name: str) -> None:
     """Use another instruction set of the CPU kernels, for tests and comparisons."""
+    global _isa
     if _extension is None or not _extension.select_isa(name):
         known = [] if _extension is None else _extension.supported_isas()
         raise ValueError(f"select_isa: name must be one of {', '.join(known)}; got {name!r}")
+    _isa = _extension.isa()
     _choices.clear()
 
 
