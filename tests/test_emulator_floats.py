@@ -248,3 +248,10 @@ def test_perturbed_results_move_by_two_ulps_at_most(module: Module) -> None:
     module.launch("ex2_f32", 7, 32, [x, moved, 200], perturb=True, seed=3)
     steps = (plain.view(torch.int32) - moved.view(torch.int32)).abs()
     assert 0 < steps.max() <= 2
+
+
+def test_perturbed_results_depend_on_the_operand_only(module: Module) -> None:
+    """As on a GPU: lanes that compute the same may store it to the same place."""
+    x, moved = torch.full((200,), 0.3), torch.zeros(200)
+    module.launch("ex2_f32", 7, 32, [x, moved, 200], perturb=True, seed=3)
+    assert len(moved.unique()) == 1

@@ -73,7 +73,8 @@ private:
 // Whether the launch moves approximate results.
 bool perturbs(const Warp& w, const Instr& i);
 
-// Each moved by at most two units in the last place, by a fixed hash of value, instruction, lane and seed.
+// Each moved by at most two units in the last place, by a fixed hash of value, operation and seed: what lanes
+// compute from the same operands is the same, as on a GPU, where several may store it to one place.
 void perturb(const Warp& w, const Instr& i, float* values);
 
 }  // namespace ptx

@@ -89,8 +89,8 @@ float moved(float f, u64 salt) {
 bool perturbs(const Warp& w, const Instr& i) { return i.approximate && w.block->group->grid->options.perturb; }
 
 void perturb(const Warp& w, const Instr& i, float* values) {
-    u64 seed = w.block->group->grid->options.seed;
-    for (int l = 0; l < kLanes; ++l) values[l] = moved(values[l], (seed << 32 | i.pc) * 32 + l);
+    const u64 salt = w.block->group->grid->options.seed * 16 + i.op;
+    for (int l = 0; l < kLanes; ++l) values[l] = moved(values[l], salt);
 }
 
 bool decode_special(Decoder& d, const Statement& st, Instr& i) {
