@@ -6,7 +6,12 @@ from torch import Tensor
 
 from pyfast.kernels import guards
 from pyfast.kernels.activations import GRAD_FROM_OUTPUT, activate
-from pyfast.kernels.linear_backward import act_backward, gradient_product, in_product
+from pyfast.kernels.linear_backward import (
+    act_backward,
+    gradient_product,
+    in_product,
+    sums_in_product,
+)
 from pyfast.kernels.linear_operands import check_linear, empty_weight, is_transposed
 from pyfast.kernels.matmul import capability, launch_config, product, tile_at, tile_offsets
 from pyfast.kernels.processors import processors
@@ -90,8 +95,10 @@ def linear_act_backward_triton(
         return dx.zero_(), dweight.zero_(), dbias.zero_()
     products = k > 0 and (need_x or need_weight)
     dy = grad_out
-    if (products and not in_product(act)) or (need_bias and not (k > 0 and need_weight)):
-        dpre = x.new_empty(m, n) if products and not in_product(act) else None
+    inside = in_product(act, dy)
+    sums_inside = k > 0 and need_weight and sums_in_product(dy)
+    if (products and not inside) or (need_bias and not sums_inside):
+        dpre = x.new_empty(m, n) if products and not inside else None
         act_backward(dy, saved, act, dpre, dbias if need_bias else None)
         need_bias = False
         if dpre is not None:

@@ -123,9 +123,17 @@ def _gradient_product_kernel(
                 tl.store(sums_ptrs, tl.sum(total, axis=1), mask=row_offs < sums_stride)
 
 
-def in_product(act: str) -> bool:
+def sums_in_product(dy: Tensor) -> bool:
+    """Whether a product may change or sum its left operand on the way.
+
+    Not with the tcgen05 of capability 10: Triton 3.7 fails to pipeline it for such an operand.
+    """
+    return capability(dy)[0] != 10
+
+
+def in_product(act: str, dy: Tensor) -> bool:
     """Whether the derivative is taken inside the products: at the cost of a few instructions."""
-    return act == "none" or act in GRAD_FROM_OUTPUT
+    return act == "none" or (act in GRAD_FROM_OUTPUT and sums_in_product(dy))
 
 
 def act_backward(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyfast.kernels import guards
 from pyfast.kernels.class_weights import launch_reduce, launch_totals
-from pyfast.kernels.linear_backward import act_backward, gradient_product
+from pyfast.kernels.linear_backward import act_backward, gradient_product, sums_in_product
 from pyfast.kernels.logit_tiles import launch_losses, launch_slab, launch_tiles
 
 OP = "linear_cross_entropy"
@@ -101,12 +101,13 @@ def _gradients(
                 count=p.count, counts="rows", accumulate=True,
             )  # fmt: skip
         sums = dbias[part] if need_bias else None
+        if need_bias and not (need_weight and depth and sums_in_product(dlogits)):
+            act_backward(dlogits, None, "none", None, sums)  # rows that do not count are zeros
+            sums = None
         if need_weight and depth:
             gradient_product(
                 dlogits.t(), None, "none", p.x, dweight[part], sums, p.count, counts="depth"
             )
-        elif need_bias:  # rows that do not count are zeros
-            act_backward(dlogits, None, "none", None, sums)
     if need_x:
         dx.index_copy_(0, p.index, summed.to(dx.dtype))
     return dx, dweight, dbias
