@@ -108,8 +108,7 @@ def forward_config(dtype: torch.dtype, queries: int, size: int, masked: bool) ->
     features = block_features(size)
     few = 16 if queries <= 16 else 64  # a decoding step has one query
     if dtype == torch.float32:
-        keys = 32 if features <= 128 else 16
-        return _float32(min(few, 32), keys, features)
+        return _float32(min(few, 32), 32 if features <= 64 else 16, features, num_stages=3)
     if features > 128:
         return AttentionConfig(few, 32, num_warps=8, num_stages=2)
     if queries <= 64 or masked:
@@ -121,7 +120,7 @@ def backward_config(dtype: torch.dtype, size: int) -> AttentionConfig:
     """The tiles of both kernels of the backward pass; pure."""
     features = block_features(size)
     if dtype == torch.float32:
-        return _float32(32 if features <= 128 else 16, 32, features)
+        return _float32(32 if features <= 64 else 16, 32, features, num_stages=2)
     if features <= 64:
         return AttentionConfig(64, 64, num_warps=4, num_stages=2)
     if features <= 128:
@@ -137,11 +136,11 @@ def mask_gradient_config(dtype: torch.dtype, size: int) -> AttentionConfig:
     return AttentionConfig(32 if features <= 128 else 16, 32, num_warps=8, num_stages=2)
 
 
-def _float32(rows: int, keys: int, features: int) -> AttentionConfig:
+def _float32(rows: int, keys: int, features: int, num_stages: int) -> AttentionConfig:
     """Three tf32 products on the tensor cores for small heads, plain ones for the others.
 
     The former keep two fragments of every operand in registers: beyond 64 features they spill.
     """
     if features <= 64:
-        return AttentionConfig(rows, keys, num_warps=4, num_stages=3, precision="tf32x3")
+        return AttentionConfig(rows, keys, num_warps=4, num_stages=num_stages, precision="tf32x3")
     return AttentionConfig(rows, keys, num_warps=8, num_stages=2, precision="ieee")

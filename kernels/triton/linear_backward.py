@@ -110,7 +110,7 @@ def _gradient_product_kernel(
             if sums_ptr is not None:  # noqa: SIM102 (the first is decided when compiling)
                 if col == 0:
                     total += wide
-            acc = tl.dot(a, b, acc, input_precision="tf32x3")
+            acc = tl.dot(a, b, acc, input_precision="ieee")
             dy_ptrs += k_step * dy_k_stride
             b_ptrs += k_step * b_k_stride
         out_ptrs = out_ptr + row_offs[:, None] * out_row_stride + col_offs[None, :] * out_col_stride

@@ -53,8 +53,8 @@ def _linear_glu_forward_kernel(
             x = tl.load(x_ptrs, mask=row_mask & k_mask[None, :], other=0.0)
             gate_weight = tl.load(gate_ptrs, mask=weight_mask, other=0.0)
             up_weight = tl.load(up_ptrs, mask=weight_mask, other=0.0)
-            gate = tl.dot(x, gate_weight, gate, input_precision="tf32x3")
-            up = tl.dot(x, up_weight, up, input_precision="tf32x3")
+            gate = tl.dot(x, gate_weight, gate, input_precision="ieee")
+            up = tl.dot(x, up_weight, up, input_precision="ieee")
             x_ptrs += k_step * x_k_stride
             gate_ptrs += k_step * gate_k_stride
             up_ptrs += k_step * up_k_stride
@@ -80,7 +80,7 @@ def glu_launch_config(
     """The tiles of the forward pass; pure. Half as wide as of one product: there are two."""
     config = launch_config(capability, dtype, m, n, k)
     if config.block_m < 128:
-        return config
+        return replace(config, block_k=16) if dtype == torch.float32 else config
     return replace(config, block_n=config.block_n // 2, block_k=32, num_stages=4)
 
 
