@@ -1,0 +1,112 @@
+"""linear_cross_entropy in Triton, on the emulator: every case, slabs, rows that do not count."""
+
+import pytest
+import torch
+
+import pyfast
+from pyfast import reference, testing, triton_rooms
+
+pytest.importorskip("triton", reason="needs triton")
+if not pytest.importorskip("tests.emulator.library").compiler():
+    pytest.skip("the emulator needs a C++ compiler", allow_module_level=True)
+
+from tests.emulator.triton import compiled, emulated
+from tests.run_case import strided
+from tests.triton_lanes import LANES, check, check_twice
+
+room = triton_rooms._module("linear_cross_entropy")
+logit_tiles = triton_rooms._module("logit_tiles")
+B = torch.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "capability"), LANES, ids=str)
+@pytest.mark.parametrize("case", testing.cases("linear_cross_entropy"), ids=str)
+def test_linear_cross_entropy_is_as_good_as_torch(case, dtype, capability) -> None:
+    check_twice(case, dtype, capability)
+
+
+@pytest.mark.parametrize(("dtype", "capability"), LANES[:2], ids=str)
+def test_linear_cross_entropy_in_slabs(dtype, capability, monkeypatch) -> None:
+    """600 classes in three slabs, the last of 88: dX grows, a slab of dW is written once."""
+    monkeypatch.setattr(room, "LEAST_BUDGET", 1)
+    assert room.slab_classes(45, 600, dtype.itemsize) == 256
+    case = testing.linear_cross_entropy(45, 24, 600, bias=True, label_smoothing=0.1)
+    log = check(case, dtype, capability)
+    assert sum(launch.name == "_slab_kernel" for launch in log) == 3
+
+
+def test_linear_cross_entropy_reads_any_strides() -> None:
+    check(testing.linear_cross_entropy(9, 24, 70, bias=True), torch.float32, 80, strided)
+
+
+@pytest.mark.parametrize("needed", ["input", "linear_weight", "linear_bias"])
+def test_linear_cross_entropy_makes_only_the_gradient_that_is_needed(needed) -> None:
+    inputs = testing.linear_cross_entropy(19, 24, 70, bias=True).inputs(torch.float32)
+    inputs[needed].requires_grad_()
+    with emulated() as log, pyfast.using("triton"):
+        pyfast.linear_cross_entropy(**inputs).backward()
+    (truth,) = torch.autograd.grad(reference.linear_cross_entropy(**inputs), inputs[needed])
+    assert torch.allclose(inputs[needed].grad, truth, atol=1e-5)
+    assert sum("product" in launch.name for launch in log) == (needed != "linear_bias")
+
+
+def test_linear_cross_entropy_multiplies_no_row_that_does_not_count() -> None:
+    """A row of nan that is ignored touches nothing; work is that of the rows that count."""
+    x, weight = torch.randn(200, 64), torch.randn(64, 64)
+    target = torch.randint(64, (200,))
+    target[70:] = -100
+    x[70:] = float("nan")
+    flops = []
+    for rows in (200, 70):
+        live = x[:rows].clone().requires_grad_(), weight.clone().requires_grad_()
+        with emulated() as log, pyfast.using("triton"):
+            loss = pyfast.linear_cross_entropy(*live, target[:rows], reduction="sum")
+            loss.backward()
+        assert loss.isfinite() and live[0].grad.isfinite().all() and not live[0].grad[70:].any()
+        flops.append(sum(launch.stats.mma_flops for launch in log))
+    assert flops[0] == flops[1]
+
+
+def test_linear_cross_entropy_of_no_row_that_counts() -> None:
+    x, weight = torch.randn(5, 24, requires_grad=True), torch.randn(7, 24, requires_grad=True)
+    target = torch.full((5,), -100)
+    with emulated(), pyfast.using("triton"):
+        total = pyfast.linear_cross_entropy(x, weight, target, reduction="sum")
+        total.backward()
+        mean = pyfast.linear_cross_entropy(x, weight, target)
+    assert total == 0 and mean.isnan()  # the mean of nothing, as in torch
+    assert not x.grad.any() and not weight.grad.any()
+
+
+def test_linear_cross_entropy_of_a_target_that_is_no_class_is_nan() -> None:
+    """The host cannot know without waiting; nothing is read out of bounds for it."""
+    x, weight = torch.randn(4, 24, requires_grad=True), torch.randn(37, 24)
+    target = torch.tensor([3, 37, -1, 2**62])
+    with emulated(), pyfast.using("triton"):
+        loss = pyfast.linear_cross_entropy(x, weight, target, reduction="none")
+        loss.sum().backward()
+    assert loss.isnan().tolist() == [False, True, True, True]
+    assert x.grad.isnan().any(1).tolist() == [False, True, True, True]
+
+
+def test_slabs_keep_to_their_budget() -> None:
+    for rows, classes, size in ((1, 1, 4), (45, 301, 4), (8192, 128256, 2), (65536, 32000, 2)):
+        slab = room.slab_classes(rows, classes, size)
+        whole = rows * classes * size
+        most = max(room.LEAST_BUDGET, whole // 8, rows * room.SLAB_STEP * size)
+        assert 1 <= slab <= classes and rows * slab * size <= most
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_linear_cross_entropy_spills_nothing(capability) -> None:
+    x, weight = torch.empty(2048, 1024, dtype=B), torch.empty(16384, 1024, dtype=B)
+    target, lse = torch.zeros(2048, dtype=torch.int64), torch.empty(2048, 2)
+    modes = (-100, 0.1, "mean", True, True, True)
+    with compiled(capability) as log, pyfast.using("triton"):
+        torch.ops.pyfast.linear_cross_entropy(x, weight, None, target, None, *modes)
+        args = (torch.ones(()), x, weight, None, target, None, lse, *modes)
+        torch.ops.pyfast.linear_cross_entropy_backward(*args)
+    assert len(log) > 4
+    for launch in log:
+        used = launch.binary.resources()
+        assert used["STACK"] == used["LOCAL"] == 0, (launch.name, used)

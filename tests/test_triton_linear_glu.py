@@ -1,0 +1,62 @@
+"""linear_glu in Triton, on the emulator: every case, real tile shapes, any layout."""
+
+import pytest
+import torch
+
+import pyfast
+from pyfast import testing, triton_rooms
+
+pytest.importorskip("triton", reason="needs triton")
+if not pytest.importorskip("tests.emulator.library").compiler():
+    pytest.skip("the emulator needs a C++ compiler", allow_module_level=True)
+
+from tests.emulator.triton import compiled, emulated
+from tests.run_case import strided
+from tests.triton_lanes import LANES, check, check_twice
+
+linear_glu = triton_rooms._module("linear_glu")
+B = torch.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "capability"), LANES, ids=str)
+@pytest.mark.parametrize("case", testing.cases("linear_glu"), ids=str)
+def test_linear_glu_is_as_good_as_torch(case, dtype, capability) -> None:
+    check_twice(case, dtype, capability)
+
+
+@pytest.mark.parametrize("act", ["none", "sigmoid", "mish"])
+def test_linear_glu_gates_with_any_activation(act) -> None:
+    """sigmoid: a derivative that follows from the output, here computed again."""
+    check(testing.linear_glu(19, 24, 21, act, bias=True), torch.float32, 80, strided)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_linear_glu_with_large_tiles(capability, monkeypatch) -> None:
+    large = linear_glu.glu_launch_config(divmod(capability, 10), B, 8192, 4096, 1024)
+    assert large.block_m == 128
+    monkeypatch.setattr(linear_glu, "launch_config", lambda *_: large)
+    monkeypatch.setattr(linear_glu, "glu_launch_config", lambda *_: large)
+    check(testing.linear_glu(130, 72, 264), B, capability, processors=2)
+
+
+@pytest.mark.parametrize("needed", ["x", "gate_weight", "up_bias"])
+def test_linear_glu_makes_the_gradients_that_are_needed(needed) -> None:
+    inputs = testing.linear_glu(9, 24, 21, bias=True).inputs(torch.float32)
+    inputs[needed].requires_grad_()
+    with emulated(), pyfast.using("triton"):
+        pyfast.linear_glu(**inputs).sum().backward()
+    (truth,) = torch.autograd.grad(pyfast.reference.linear_glu(**inputs).sum(), inputs[needed])
+    assert torch.allclose(inputs[needed].grad, truth, atol=1e-4)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_linear_glu_spills_nothing(capability) -> None:
+    x, weight = torch.empty(8192, 1024, dtype=B), torch.empty(4096, 1024, dtype=B)
+    dy = torch.empty(8192, 4096, dtype=B)
+    with compiled(capability) as log, pyfast.using("triton"):
+        torch.ops.pyfast.linear_glu(x, weight, weight, None, None, "silu", True)
+        args = (dy, x, weight, weight, dy, dy, "silu", True, True, False)
+        torch.ops.pyfast.linear_glu_backward(*args)
+    for launch in log:
+        used = launch.binary.resources()
+        assert used["STACK"] == used["LOCAL"] == 0, (launch.name, used)

@@ -1,0 +1,34 @@
+"""Runs cases of pyfast.testing through the Triton kernels, on the emulator."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import pyfast
+from pyfast.testing import Case
+from tests.emulator import Unsupported
+from tests.emulator.triton import Launch, emulated
+from tests.run_case import assert_as_good_as_torch
+
+# A kernel differs little from one 16-bit dtype to the other; wgmma comes with capability 9.0.
+LANES = [(torch.float32, 80), (torch.bfloat16, 90), (torch.float16, 80)]
+
+
+def check(
+    case: Case, dtype: torch.dtype, capability: int, change: Any = None, **options: Any
+) -> list[Launch]:
+    """Values and gradients are as good as torch's and no rule of memory is broken; the launches."""
+    try:
+        with emulated(capability, **options) as log, pyfast.using("triton"):
+            assert_as_good_as_torch(case, dtype, change)
+    except Unsupported as error:
+        pytest.skip(f"the emulator does not model this yet: {error}")
+    assert log and {launch.binary.capability for launch in log} == {capability}
+    return log
+
+
+def check_twice(case: Case, dtype: torch.dtype, capability: int) -> None:
+    """And again in another order of the warps, with all that is approximate shifted."""
+    check(case, dtype, capability)
+    check(case, dtype, capability, order="random", seed=1, perturb=True)
