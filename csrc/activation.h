@@ -4,6 +4,12 @@
 
 #include "dispatch.h"
 
+#ifdef __CUDACC__
+#define PYFAST_DEVICE __device__
+#else
+#define PYFAST_DEVICE
+#endif
+
 namespace pyfast {
 
 namespace {
@@ -12,25 +18,25 @@ template <class V>
 struct GeluTanh {   // gelu(x) ~ x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)  (Hendrycks & Gimpel, 2016)
   using S = scalar_t<V>;
   static constexpr S kScale = S(0.79788456080286535588), kCubic = S(0.044715);
-  static V twice_u(V x) { return x * (x * x * (2 * kScale * kCubic) + 2 * kScale); }
-  static V twice_u_grad(V x) { return x * x * (6 * kScale * kCubic) + 2 * kScale; }
+  static PYFAST_DEVICE V twice_u(V x) { return x * (x * x * (2 * kScale * kCubic) + 2 * kScale); }
+  static PYFAST_DEVICE V twice_u_grad(V x) { return x * x * (6 * kScale * kCubic) + 2 * kScale; }
 };
 
 template <class V>
-V softplus(V x) {   // log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)
+PYFAST_DEVICE V softplus(V x) {   // log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)
   const V size = x < 0 ? -x : x;
   return (x < 0 ? V{} : x) + log1p_unit(exp(-size));
 }
 
 template <class V>
-V tanh_softplus(V x) {   // tanh(log(1 + w)) = (w^2 + 2w) / (w^2 + 2w + 2), w = e^x; 1 beyond x = 20
+PYFAST_DEVICE V tanh_softplus(V x) {   // tanh(log(1 + w)) = (w^2 + 2w) / (w^2 + 2w + 2), w = e^x; 1 beyond x = 20
   using S = scalar_t<V>;
   const V w = exp(x > S(20) ? V{} + S(20) : x), n = w * (w + 2);
   return n / (n + 2);
 }
 
 template <Act kAct, class V>
-inline V activate(V x) {
+PYFAST_DEVICE inline V activate(V x) {
   using S = scalar_t<V>;
   if constexpr (kAct == Act::relu) return x < 0 ? V{} : x;
   if constexpr (kAct == Act::gelu) return x * S(0.5) * (erf(x * S(0.70710678118654752440)) + 1);
@@ -50,7 +56,7 @@ inline V activate(V x) {
 
 // d activate / dx; `s` is the output or the pre-activation, as grad_from_output says.
 template <Act kAct, class V>
-inline V activate_grad(V s) {
+PYFAST_DEVICE inline V activate_grad(V s) {
   using S = scalar_t<V>;
   const V one = V{} + S(1);
   if constexpr (kAct == Act::relu) return s > 0 ? one : V{};

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -16,18 +17,26 @@ def available() -> bool:
     return shutil.which("nvcc") is not None
 
 
+def _with_headers(source: Path) -> list[Path]:
+    """A file and all it includes in quotes, each once."""
+    found = [source.resolve()]
+    for path in found:  # grows on the way
+        names = re.findall(r'^\s*#include "([^"]+)"', path.read_text(), re.MULTILINE)
+        found += [p for p in ((path.parent / n).resolve() for n in names) if p not in found]
+    return found
+
+
 def compile_ptx(source: Path, arch: str = "sm_90a", flags: Sequence[str] = ()) -> str:
     """PTX of a .cu file, with line numbers.
 
-    The headers beside it count as its content; others do not.
+    What it includes in quotes, and they in turn, counts as its content.
 
     Raises:
         RuntimeError: it does not compile.
     """
     command = ["nvcc", "-std=c++17", "-O3", f"-arch={arch}", "-lineinfo", "-ptx", *flags]
-    headers = [p for p in sorted(source.parent.iterdir()) if p.suffix in {".cuh", ".h"}]
     nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, check=True).stdout
-    parts = [p.name.encode() + p.read_bytes() for p in [source, *headers]]
+    parts = [p.name.encode() + p.read_bytes() for p in _with_headers(source)]
     key = _digest(nvcc, repr(command).encode(), *parts)
     target = cache_dir() / "ptx" / f"{source.stem}-{key}.ptx"
     if not target.exists():

@@ -1,0 +1,184 @@
+// Tiles in shared memory and the products of a warp: what GEMM and attention are made of.
+//
+// An operand of a product C [M, N] += A [M, K] B [N, K]^T is a matrix [rows, depth] of which either index may be the
+// one with stride 1. A warp holds C as kMi x kNj tiles of [16, 8]; of each, lane l has the elements
+// (l / 4 + 8 h, l % 4 * 2 + w) in register 2 h + w, as mma.sync leaves them. Products of float32 keep to the same
+// places and use plain FMA: sums on tensor cores are cut off, and three tf32 products err more than torch may.
+#pragma once
+
+#include "mutant.cuh"
+#include "ptx.cuh"
+
+namespace pyfast {
+
+enum class Major { depth, rows };   // the index of an operand [rows, depth] that has stride 1
+
+__device__ __forceinline__ int lane_id() { return int(threadIdx.x % 32); }
+
+// Lines of 16-byte chunks. The place of a chunk is XORed with its line, so that neither eight chunks of a line nor the
+// same chunk of eight lines share a bank; the same permutation as TMA's and wgmma's 128-byte swizzle.
+template <class T, Major kMajorIndex, int kRows, int kDepthSize>
+struct SharedTile {
+  using Element = T;
+  static constexpr Major kMajor = kMajorIndex;
+  static constexpr int kDepth = kDepthSize;
+  static constexpr int kPack = 16 / int(sizeof(T));                             // elements of a chunk
+  static constexpr int kAcross = kMajor == Major::depth ? kDepth : kRows;       // elements of a line
+  static constexpr int kLines = kMajor == Major::depth ? kRows : kDepth;
+  static constexpr int kChunks = kAcross / kPack;
+  static constexpr int kBytes = kRows * kDepth * int(sizeof(T));
+  static constexpr int kKeys = kChunks < 8 ? kChunks : 8, kPeriod = 8 / kKeys;  // kPeriod lines make 128 bytes
+  static_assert(kChunks >= 2 && (kKeys & (kKeys - 1)) == 0, "lines are whole pairs of chunks");
+
+  static __device__ __forceinline__ uint32_t offset(int line, int chunk) {
+    return uint32_t(line * kChunks + (mutant(104) ? chunk : chunk ^ (line / kPeriod % kKeys))) * 16;
+  }
+  // Byte offset of one element.
+  static __device__ __forceinline__ uint32_t element(int row, int depth) {
+    const int line = kMajor == Major::depth ? row : depth, across = kMajor == Major::depth ? depth : row;
+    return offset(line, across / kPack) + across % kPack * sizeof(T);
+  }
+};
+
+// Up to 16 bytes of elements that are aligned to themselves only, zeros after them.
+template <class T>
+__device__ __forceinline__ uint4 gather(const T* from, int bytes) {
+  union {
+    uint4 whole;
+    T part[16 / sizeof(T)];
+  };
+  whole = make_uint4(0, 0, 0, 0);
+#pragma unroll
+  for (int e = 0; e < int(16 / sizeof(T)); ++e)
+    if (e * int(sizeof(T)) < bytes) part[e] = from[e];
+  return whole;
+}
+
+// The block copies a tile: `lines` of `across` elements are there, with `stride` elements from line to line; zeros
+// elsewhere. `aligned`: every line begins at a multiple of 16 bytes; the copy is then asynchronous.
+template <class Tile, int kThreads, class T = typename Tile::Element>
+__device__ __forceinline__ void copy_tile(uint32_t to, const T* from, int64_t stride, int lines, int across,
+                                          bool aligned) {
+  constexpr int kStep = kThreads / Tile::kChunks;   // lines at once
+  static_assert(kThreads % Tile::kChunks == 0 && Tile::kLines % kStep == 0, "threads share a tile evenly");
+  const int chunk = threadIdx.x % Tile::kChunks, first = threadIdx.x / Tile::kChunks;
+  const int bytes = min(max((across - chunk * Tile::kPack) * int(sizeof(T)), 0), 16);
+  from += first * stride + chunk * Tile::kPack;
+  const auto there = [&](int line) { return first + line < lines || mutant(103) ? bytes : 0; };
+  if (aligned) {
+#pragma unroll
+    for (int line = 0; line < Tile::kLines; line += kStep)
+      cp_async(to + Tile::offset(first + line, chunk), from + line * stride, there(line));
+  } else {
+#pragma unroll 1
+    for (int line = 0; line < Tile::kLines; line += kStep)
+      store_shared(to + Tile::offset(first + line, chunk), gather(from + line * stride, there(line)));
+  }
+}
+
+// ---- 16-bit elements: ldmatrix and mma.sync ----
+
+// The fragment [16, 16] at (row, depth) of the left operand, or of the right one: two fragments of 8 rows.
+template <class Tile, bool kLeft>
+__device__ __forceinline__ void load_fragment(uint32_t (&fragment)[4], uint32_t tile, int row, int depth) {
+  const int lane = lane_id();
+  constexpr bool kByDepth = Tile::kMajor == Major::depth;
+  // Matrices come in the order of the registers: of the left operand first down the rows, of the right along the depth.
+  const int along = kByDepth == kLeft ? lane % 16 : lane % 8 + lane / 16 * 8;
+  const int chunk = kByDepth == kLeft ? lane / 16 : lane / 8 % 2;
+  if constexpr (kByDepth)
+    ldmatrix(fragment, tile + Tile::offset(row + along, depth / 8 + chunk));
+  else
+    ldmatrix_transposed(fragment, tile + Tile::offset(depth + along, row / 8 + chunk));
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pack<bfloat16>(float low, float high) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(both);
+}
+template <>
+__device__ __forceinline__ uint32_t pack<float16>(float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(both);
+}
+
+// c += a b^T over one step of depth, 16; b is two fragments of 8 rows in each.
+template <class T, int kMi, int kNj>
+__device__ __forceinline__ void multiply_fragments(float (&c)[kMi][kNj][4], const uint32_t (&a)[kMi][4],
+                                                   const uint32_t (&b)[kNj / 2][4]) {
+#pragma unroll
+  for (int i = 0; i < kMi; ++i)
+#pragma unroll
+    for (int j = 0; j < kNj; ++j) mma<T>(c[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+}
+
+// ---- float32: FMA ----
+
+// v[e] = the element (row, depth + e), e < 4.
+template <class Tile>
+__device__ __forceinline__ void load_depth(float (&v)[4], uint32_t tile, int row, int depth) {
+  if constexpr (Tile::kMajor == Major::depth) {
+    load_shared(v, tile + Tile::offset(row, depth / 4));
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[e] = load_shared(tile + Tile::element(row, depth + e));
+  }
+}
+
+template <int kMi, int kNj>
+__device__ __forceinline__ void multiply_add(float (&c)[kMi][kNj][4], const float (&a)[kMi][2][4],
+                                             const float (&b)[kNj][2][4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+#pragma unroll
+    for (int i = 0; i < kMi; ++i)
+#pragma unroll
+      for (int j = 0; j < kNj; ++j)
+#pragma unroll
+        for (int r = 0; r < 4; ++r) c[i][j][r] += a[i][r / 2][e] * b[j][r % 2][e];
+}
+
+template <class Tile, int kNj>
+__device__ __forceinline__ void load_columns(float (&b)[kNj][2][4], uint32_t tile, int row, int depth) {
+#pragma unroll
+  for (int j = 0; j < kNj; ++j)
+#pragma unroll
+    for (int w = 0; w < 2; ++w) load_depth<Tile>(b[j][w], tile, row + 8 * j + lane_id() % 4 * 2 + w, depth);
+}
+
+// ---- products of a warp, for any element ----
+
+// c += A[a_row ..] B[b_row ..]^T, both in shared memory, over the first `depth` of the tiles rounded up to 32.
+template <class A, class B, int kMi, int kNj>
+__device__ __forceinline__ void multiply(float (&c)[kMi][kNj][4], uint32_t a, int a_row, uint32_t b, int b_row,
+                                         int depth = A::kDepth) {
+  using T = typename A::Element;
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll 1
+    for (int k = 0; k < min(A::kDepth, (depth + 31) / 32 * 32); k += 4) {
+      float left[kMi][2][4], right[kNj][2][4];
+#pragma unroll
+      for (int i = 0; i < kMi; ++i)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) load_depth<A>(left[i][h], a, a_row + 16 * i + 8 * h + lane_id() / 4, k);
+      load_columns<B>(right, b, b_row, k);
+      multiply_add(c, left, right);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < A::kDepth; k += 16) {
+      if (k % 32 == 0 && k >= depth) break;
+      uint32_t left[kMi][4], right[kNj / 2][4];
+#pragma unroll
+      for (int i = 0; i < kMi; ++i) load_fragment<A, true>(left[i], a, a_row + 16 * i, k);
+#pragma unroll
+      for (int j = 0; j < kNj / 2; ++j) load_fragment<B, false>(right[j], b, b_row + 16 * j, k);
+      multiply_fragments<T>(c, left, right);
+    }
+  }
+}
+
+}  // namespace pyfast
