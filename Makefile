@@ -26,7 +26,7 @@ train: setup
 	$(PY) -m pyfast train $(ARGS)
 
 test: setup
-	PYFAST_REQUIRE=cpp $(PY) -m pytest -q $(ARGS)
+	PYFAST_REQUIRE=cpp $(PY) -m pytest -q -n auto --dist worksteal $(ARGS)
 
 bench: setup
 	$(if $(ARGS),$(PY) -m bench.train $(ARGS),$(PY) -m bench.ops --quick && $(PY) -m bench.train)

@@ -161,7 +161,9 @@ def test_library_functions(perturb: bool) -> None:
     d = x.double()
     exact = [d.tanh(), d.erf(), d.sigmoid(), d.expm1(), (d * d + 1).log()]
     exact = torch.stack([*exact, (x * 1e5).double().sin()])
-    assert ((out - exact).abs() / (exact.abs() + 1e-2)).max() < 1e-5
+    # two units in the last place of an exponential beside 1, relative to 0.01, are 2.4e-5
+    error = (out - exact).abs() / (exact.abs() + 1e-2)
+    assert error.max() < (3e-5 if perturb else 1e-5)
 
 
 @triton.jit

@@ -10,7 +10,8 @@
 namespace pyfast {
 namespace {
 
-constexpr int64_t kPieces = 4;   // of each thread's share: who is held up by other programs leaves the rest to others
+constexpr int64_t kShare = 2;   // a thread takes 1 / (kShare threads) of what is left: who is held up by other programs
+                                // leaves the rest to others, and all end with small pieces
 constexpr int kSlots = 8;
 constexpr size_t kAlignment = 64;
 
@@ -27,11 +28,15 @@ struct Scratch {
 void run_parallel(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
   if (n <= grain) return body(context, 0, n);   // torch's own shortcut costs a trip through its C interface
   const int64_t threads = std::min(thread_count(), (n + grain - 1) / grain);
-  const int64_t piece = std::max(grain, (n + threads * kPieces - 1) / (threads * kPieces));
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < n;)
-      body(context, begin, std::min(n, begin + piece));
+    int64_t begin = next.load(std::memory_order_relaxed);
+    while (begin < n) {
+      const int64_t end = std::min(n, begin + std::max(grain, (n - begin) / (threads * kShare)));
+      if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      body(context, begin, end);
+      begin = next.load(std::memory_order_relaxed);
+    }
   });
 }
 

@@ -16,12 +16,14 @@ inline VecD each_lane(VecD x, const F& f) {
 // The exponent field of 2^n as a float; n in [-126, 127].
 inline VecF power_of_two(VecI n) { return (VecF)((n + 127) << 23); }
 
-// e^x = 2^n e^r, |r| <= ln(2)/2, e^r = 1 + r + r^2 P(r) with |error| < 4e-9. Overflows to infinity and
-// underflows through the subnormals to 0, as libm's does; a NaN stays one.
+// e^x = 2^n e^r, |r| <= ln(2)/2, e^r = 1 + r + r^2 P(r) with |error| < 4e-9. Overflows to infinity as libm's does; a
+// NaN stays one. Below the normal numbers it is 0: a subnormal result costs the processor some 150 cycles.
 inline VecF exp(VecF x) {
   constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.f;                          // 1.5 * 2^23: adding it rounds to an integer
-  x = x < -105.f ? splat(-105.f) : x;
+  constexpr float kLeast = -87.3f;                              // e^x is normal from -87.33
+  const auto vanishes = x < kLeast;
+  x = vanishes ? splat(kLeast) : x;
   x = x > 89.f ? splat(89.f) : x;
   const VecF n = (x * kLog2e + kRound) - kRound;
   const VecF r = (x - n * kLn2High) - n * kLn2Low;
@@ -31,11 +33,12 @@ inline VecF exp(VecF x) {
   p = p * r + 0.5f;
   p = p * (r * r) + (r + 1.f);
 #ifdef __AVX512F__
-  return (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
+  const VecF y = (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
   const VecI whole = __builtin_convertvector(x == x ? n : VecF{}, VecI), half = whole >> 1;   // 2^n in two steps
-  return p * power_of_two(half) * power_of_two(whole - half);
+  const VecF y = p * power_of_two(half) * power_of_two(whole - half);
 #endif
+  return vanishes ? VecF{} : y;
 }
 inline VecD exp(VecD x) { return each_lane(x, [](double v) { return __builtin_exp(v); }); }
 
