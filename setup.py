@@ -3,6 +3,7 @@
 Where torch and a C++ compiler are at hand (`pip install --no-build-isolation .`) the extension is
 compiled now. Elsewhere the wheel is pure Python, and the sources in it are compiled on first use.
 PYFAST_BUILD_EXT=1 makes a missing piece an error; PYFAST_BUILD_EXT=0 asks for the pure wheel.
+PYFAST_CUDA=1 adds the CUDA kernels, for the architectures of PYFAST_CUDA_ARCH ("80;90a").
 """
 
 import importlib.util
@@ -16,7 +17,11 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = ("*.cpp", "*.h", "*.cu", "*.cuh")
 # Folders outside pyfast/ that are installed inside it; without __init__.py: data.
-MAPPED = {"pyfast.kernels": "kernels/triton", "pyfast.csrc": "csrc"}
+MAPPED = {
+    "pyfast.kernels": "kernels/triton",
+    "pyfast.kernels.cuda": "kernels/cuda",
+    "pyfast.csrc": "csrc",
+}
 
 
 def load_builder():
@@ -37,7 +42,8 @@ class BuildKernels(build_ext):
         in_place = self.inplace or self.editable_mode  # share the objects of python -m pyfast.build
         objects = ROOT / "build" / "objects" if in_place else Path(self.build_temp, "objects")
         try:
-            builder.build(Path(self.get_ext_fullpath(ext.name)), objects)
+            library = Path(self.get_ext_fullpath(ext.name))
+            builder.build(library, objects, cuda_part=builder.cuda.part())
         except RuntimeError as error:
             sys.exit(str(error))
 

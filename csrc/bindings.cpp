@@ -4,12 +4,17 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "cpu/isa.h"
 
-extern "C" const char* pyfast_source_hash();   // written by pyfast/build.py
+extern "C" {   // written by pyfast/build.py
+const char* pyfast_source_hash();
+const char* pyfast_cuda_archs();
+const char* pyfast_nvcc();
+}
 
 STABLE_TORCH_LIBRARY(pyfast, m) {
   m.def("linear_act(Tensor x, Tensor weight, Tensor? bias, str act, bool save) -> (Tensor out, Tensor preact)");
@@ -63,6 +68,13 @@ STABLE_TORCH_LIBRARY(pyfast, m) {
 
 namespace {
 
+std::vector<std::string> cuda_archs() {
+  std::vector<std::string> archs;
+  std::istringstream list(pyfast_cuda_archs());   // "80;90a", or nothing
+  for (std::string arch; std::getline(list, arch, ';');) archs.push_back(arch);
+  return archs;
+}
+
 constexpr pyfast::Isa kLevels[] = {pyfast::Isa::generic, pyfast::Isa::avx2, pyfast::Isa::avx512, pyfast::Isa::amx};
 
 std::vector<std::string> supported_isas() {
@@ -78,7 +90,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts of this build of pyfast, and the choice of instruction set. Operations are in torch.ops.pyfast.";
   m.attr("source_hash") = pyfast_source_hash();
   m.attr("compiler") = __VERSION__;
-  m.attr("cuda") = false;
+  m.attr("cuda_archs") = cuda_archs();
+  m.attr("nvcc") = pyfast_nvcc();
   m.def("supported_isas", &supported_isas, "Instruction sets this processor can run, slowest first.");
   m.def("isa", [] { return std::string(pyfast::isa_name(pyfast::current_isa())); }, "The one in use.");
   m.def("select_isa", [](const std::string& name) { return pyfast::select_isa(name.c_str()); }, pybind11::arg("name"),

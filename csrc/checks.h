@@ -54,9 +54,13 @@ inline void expect_rank(const char* op, const char* name, const Tensor& t, int64
   STD_TORCH_CHECK(t.dim() == rank, op, ": ", name, " must have ", rank, " dimensions; got ", text(sizes_of(t)));
 }
 
+inline void expect_shape(const char* op, const char* name, const Tensor& t, const Sizes& sizes) {
+  STD_TORCH_CHECK(sizes_of(t) == sizes, op, ": ", name, " must be ", text(sizes), "; got ", text(sizes_of(t)));
+}
+
 inline void expect_sizes(const char* op, const char* name, const Tensor& t, const Sizes& sizes) {
   expect_cpu(op, name, t);
-  STD_TORCH_CHECK(sizes_of(t) == sizes, op, ": ", name, " must be ", text(sizes), "; got ", text(sizes_of(t)));
+  expect_shape(op, name, t, sizes);
 }
 
 inline void expect_scalar_type(const char* op, const char* name, const Tensor& t, ScalarType type) {

@@ -1,7 +1,8 @@
 """Compile the C++ extension: ninja, one object per file, metal once per instruction set.
 
 Used by setup.py, by `python -m pyfast.build` (in place, for development) and by the compile on
-first use. Imports nothing from pyfast, and no torch: it only looks up where torch is.
+first use. Imports nothing from pyfast, and no torch: it only looks up where torch is. Its CUDA part
+is in build_cuda.py.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 TORCH_TARGET = "0x020d000000000000"  # the stable ABI of torch 2.13
 TORCH_MINIMUM = (2, 13)
@@ -43,18 +45,35 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SANITIZE += ["-fno-omit-frame-pointer", "-g1", "-O1"]
 
 
+def _beside(name: str) -> ModuleType:
+    """Another file of this folder, by its path: importing the package would need torch."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"pyfast_{name}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cuda = _beside("build_cuda")
+
+
 def source_dir() -> Path:
     """csrc/ inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent
     return here / "csrc" if (here / "csrc").is_dir() else here.parent / "csrc"
 
 
-def source_hash() -> str:
-    """Identifies the C++ sources and flags; an extension carries the hash it was built from."""
+def source_hash(cuda_archs: tuple[str, ...] = ()) -> str:
+    """Identifies the sources and flags, those of CUDA too where they were built for `cuda_archs`;
+    an extension carries the hash it was built from.
+    """
     digest = hashlib.sha256(repr((CXX_FLAGS, ISA_FLAGS, TORCH_TARGET)).encode())
     root = source_dir()
     for path in sorted(p for p in root.rglob("*") if p.suffix in {".cpp", ".h"}):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+        if path.parent != root / "cuda":
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    if cuda_archs:
+        digest.update(cuda.digest(root, cuda_archs))
     return digest.hexdigest()[:16]
 
 
@@ -64,7 +83,7 @@ def isas() -> list[str]:
 
 
 def objects(emulate_tiles: bool = False) -> Iterator[tuple[Path, str, list[str]]]:
-    """(source, object name, extra flags) of every object file."""
+    """(source, object name, extra flags) of every object file of the CPU part."""
     root = source_dir()
     emulation = ["-DPYFAST_EMULATE_TILES"] if emulate_tiles else []
     for source in [root / "bindings.cpp", *sorted((root / "cpu").glob("*.cpp"))]:
@@ -101,10 +120,12 @@ def build(
     build_dir: Path,
     extra_flags: tuple[str, ...] = (),
     emulate_tiles: bool = False,
+    cuda_part: "cuda.CudaPart | None" = None,
 ) -> Path:
     """Compile what changed and link `library`; objects and log.txt stay in `build_dir`.
 
     `emulate_tiles` puts plain C++ in the place of the AMX instructions: for tests elsewhere.
+    Without `cuda_part` there are kernels for the CPU only.
 
     Raises:
         RuntimeError: what is needed is missing, or the sources do not compile.
@@ -117,14 +138,12 @@ def build(
     build_dir.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
     with locked(build_dir / "lock"):
-        # Alone in its file, so that a new hash costs one small compilation.
-        hash_source = build_dir / "source_hash.cpp"
-        text = f'extern "C" const char* pyfast_source_hash() {{ return "{source_hash()}"; }}\n'
-        if not hash_source.exists() or hash_source.read_text() != text:
-            hash_source.write_text(text)
-        (build_dir / "build.ninja").write_text(
-            _plan(library, hash_source, extra_flags, emulate_tiles)
-        )
+        facts = build_dir / "facts.cpp"  # alone in its file: new facts cost a small compilation
+        text = cuda.facts(source_hash(cuda_part.archs if cuda_part else ()), cuda_part)
+        if not facts.exists() or facts.read_text() != text:
+            facts.write_text(text)
+        plan = _plan(library, facts, extra_flags, emulate_tiles, cuda_part)
+        (build_dir / "build.ninja").write_text(plan)
         command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(build_dir)]
         if "MAX_JOBS" in os.environ:
             command += ["-j", os.environ["MAX_JOBS"]]
@@ -139,7 +158,11 @@ def build(
 
 
 def _plan(
-    library: Path, hash_source: Path, extra_flags: tuple[str, ...], emulate_tiles: bool
+    library: Path,
+    facts: Path,
+    extra_flags: tuple[str, ...],
+    emulate_tiles: bool,
+    cuda_part: "cuda.CudaPart | None",
 ) -> str:
     """The text of build.ninja."""
     import pybind11
@@ -149,7 +172,8 @@ def _plan(
     flags = [*CXX_FLAGS, *extra_flags, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     flags += [f"-I{source_dir()}", f"-I{source_dir() / 'cpu'}", f"-isystem{torch_dir / 'include'}"]
     flags += [f"-I{path}" for path in [pybind11.get_include(), *_python_includes()]]
-    link = [*extra_flags, f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
+    runtime = cuda_part.runtime if cuda_part else ()
+    link = [*extra_flags, *runtime, f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
     lines = [
         f"cxx = {_shell(_compiler())}",
         f"flags = {_shell(flags)}",
@@ -160,10 +184,14 @@ def _plan(
         "rule link",
         f"  command = $cxx -shared $in -o $out.tmp {_shell(link)} && mv $out.tmp $out",
     ]
+    steps = [("compile", *step) for step in [*objects(emulate_tiles), (facts, "facts.o", [])]]
+    if cuda_part:
+        lines += cuda.rule(cuda_part, _compiler()[0])
+        steps += cuda.objects(cuda_part, source_dir())
     names = []
-    for source, name, own in [*objects(emulate_tiles), (hash_source, "source_hash.o", [])]:
+    for rule, source, name, own in steps:
         names.append(name)
-        lines += [f"build {name}: compile {_escape(source)}", f"  own = {_shell(own)}"]
+        lines += [f"build {name}: {rule} {_escape(source)}", f"  own = {_shell(own)}"]
     lines += [f"build {_escape(library.resolve())}: link {' '.join(names)}", ""]
     return "\n".join(lines)
 
@@ -184,7 +212,8 @@ def compile_on_first_use() -> Path:
         RuntimeError: it does not compile here.
         OSError: the cache cannot be written.
     """
-    folder = cache_dir() / _cache_key()
+    part = cuda.part()
+    folder = cache_dir() / _cache_key(part.archs if part else ())
     library = folder / library_name()
     if library.exists():
         return library
@@ -193,7 +222,7 @@ def compile_on_first_use() -> Path:
         if not library.exists():
             notice = f"pyfast: compiling the C++ kernels into {folder} (minutes, once)"
             print(f"{notice}; PYFAST_JIT=0 declines", file=sys.stderr, flush=True)
-            build(library, folder / "objects")
+            build(library, folder / "objects", cuda_part=part)
             shutil.rmtree(folder / "objects", ignore_errors=True)
     return library
 
@@ -204,11 +233,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PYFAST_CACHE") or Path(home, "pyfast"))
 
 
-def _cache_key() -> str:
+def _cache_key(cuda_archs: tuple[str, ...] = ()) -> str:
     """One build for each torch minor, Python, set of instruction sets, and text of the sources."""
     torch_minor = ".".join(importlib.metadata.version("torch").split(".")[:2])
     python = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
-    return f"torch{torch_minor}-{python}-{'+'.join(isas())}-{source_hash()}"
+    return f"torch{torch_minor}-{python}-{'+'.join(isas())}-{source_hash(cuda_archs)}"
 
 
 @contextlib.contextmanager
@@ -259,7 +288,7 @@ def main() -> None:
         elif options.first_use:
             print(compile_on_first_use())
         else:
-            print(build(here / library_name(), folder / "objects"))
+            print(build(here / library_name(), folder / "objects", cuda_part=cuda.part()))
     except RuntimeError as error:
         sys.exit(str(error))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import pyfast
-from pyfast import backend, build
+from pyfast import backend, build, extension_module
 
 # The features that decide which kernels can run, in the words of /proc/cpuinfo.
 _CPU_FLAGS = re.compile(
@@ -112,8 +112,9 @@ def _extension() -> dict[str, Any]:
         "isas_compiled": build.isas(),
         "isas_usable": list(module.supported_isas()),
         "isa": module.isa(),
-        "cuda": module.cuda,
-        "stale": build.source_dir().is_dir() and module.source_hash != build.source_hash(),
+        "cuda_archs": list(module.cuda_archs),
+        "nvcc": module.nvcc,
+        "stale": build.source_dir().is_dir() and extension_module.is_stale(module),
     }
 
 
@@ -166,6 +167,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"this CPU runs {', '.join(extension['isas_usable'])}; in use: {extension['isa']}",
             f"  compiler      {extension['compiler']}",
             f"  extension     {extension['file']}",
+            f"  CUDA kernels  {_cuda_kernels(extension)}",
         ]
     else:
         lines.append("  kernels       the extension is not built")
@@ -186,6 +188,13 @@ def _text(facts: dict[str, Any]) -> str:
     lines += ["", "Operations", *_table(facts["operations"])]
     lines += ["", *(f"Problem: {problem}" for problem in facts["problems"])]
     return "\n".join(lines if facts["problems"] else [*lines, "Everything is in order."])
+
+
+def _cuda_kernels(extension: dict[str, Any]) -> str:
+    if not extension["cuda_archs"]:
+        return "not built (PYFAST_CUDA=1 builds them, with nvcc)"
+    archs = ", ".join(f"sm_{arch}" for arch in extension["cuda_archs"])
+    return f"for {archs}, by nvcc {extension['nvcc']}"
 
 
 def _table(operations: list[dict[str, str]]) -> list[str]:

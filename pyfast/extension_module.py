@@ -26,12 +26,18 @@ def load() -> tuple[ModuleType | None, str]:
         return _load_on_first_use()
     except ImportError as error:
         return None, f"pyfast._C does not load: {error}"
-    if module.source_hash != build.source_hash():
+    if is_stale(module):
         stale = "stale: rebuild with `python -m pyfast.build`"
         warnings.warn(f"pyfast: the C++ extension is {stale}", stacklevel=2)
         why = f"{why} ({stale})"
     _check_isa(module)
     return module, why
+
+
+def is_stale(module: ModuleType) -> bool:
+    """Whether the sources are no longer those that the extension was built from."""
+    archs = tuple(getattr(module, "cuda_archs", ()))  # an old one may not tell
+    return module.source_hash != build.source_hash(archs)
 
 
 def _check_isa(module: ModuleType) -> None:

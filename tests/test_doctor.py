@@ -15,7 +15,7 @@ def fresh(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     if backend.extension() is None:
         pytest.skip("the extension is not built")
-    monkeypatch.setattr(build, "source_hash", lambda: backend.extension().source_hash)
+    monkeypatch.setattr(build, "source_hash", lambda archs: backend.extension().source_hash)
 
 
 def test_doctor_names_every_operation_on_every_device(capsys):
@@ -43,7 +43,7 @@ def test_doctor_names_the_instruction_sets(fresh):
 
 
 def test_doctor_finds_a_stale_extension(monkeypatch, fresh, capsys):
-    monkeypatch.setattr(build, "source_hash", lambda: "other")
+    monkeypatch.setattr(build, "source_hash", lambda archs: "other")
     assert doctor.main() == 1
     assert "Problem: the extension is stale: rebuild with" in capsys.readouterr().out
 

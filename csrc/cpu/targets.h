@@ -3,18 +3,9 @@
 
 #include <stdexcept>
 
-#include "../checks.h"
+#include "../reduction.h"
 
 namespace pyfast {
-
-enum class Reduction { none, mean, sum };
-
-inline Reduction parse_reduction(const char* op, const std::string& word) {
-  if (word == "none") return Reduction::none;
-  if (word == "mean") return Reduction::mean;
-  STD_TORCH_CHECK(word == "sum", op, ": reduction must be none, mean or sum; got ", word);
-  return Reduction::sum;
-}
 
 // Class indices [rows] and class weights [classes], checked: every index is a class or ignore_index.
 struct Targets {
