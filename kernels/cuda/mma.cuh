@@ -30,8 +30,9 @@ struct SharedTile {
   static constexpr int kKeys = kChunks < 8 ? kChunks : 8, kPeriod = 8 / kKeys;  // kPeriod lines make 128 bytes
   static_assert(kChunks >= 2 && (kKeys & (kKeys - 1)) == 0, "lines are whole pairs of chunks");
 
+  static __device__ __forceinline__ int key(int line) { return mutant(104) ? 0 : line / kPeriod % kKeys; }
   static __device__ __forceinline__ uint32_t offset(int line, int chunk) {
-    return uint32_t(line * kChunks + (mutant(104) ? chunk : chunk ^ (line / kPeriod % kKeys))) * 16;
+    return uint32_t(line * kChunks + (chunk ^ key(line))) * 16;
   }
   // Byte offset of one element.
   static __device__ __forceinline__ uint32_t element(int row, int depth) {
@@ -78,7 +79,8 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const T* from, int64_t st
 
 // ---- 16-bit elements: ldmatrix and mma.sync ----
 
-// The fragment [16, 16] at (row, depth) of the left operand, or of the right one: two fragments of 8 rows.
+// The fragment [16, 16] at (row, depth), multiples of 16, of the left operand, or of the right one: two fragments of 8
+// rows. The lane's part of the XOR stands apart from theirs, so that it is made once for all fragments.
 template <class Tile, bool kLeft>
 __device__ __forceinline__ void load_fragment(uint32_t (&fragment)[4], uint32_t tile, int row, int depth) {
   const int lane = lane_id();
@@ -86,10 +88,11 @@ __device__ __forceinline__ void load_fragment(uint32_t (&fragment)[4], uint32_t 
   // Matrices come in the order of the registers: of the left operand first down the rows, of the right along the depth.
   const int along = kByDepth == kLeft ? lane % 16 : lane % 8 + lane / 16 * 8;
   const int chunk = kByDepth == kLeft ? lane / 16 : lane / 8 % 2;
+  const uint32_t own = tile + along * Tile::kChunks * 16, place = (chunk ^ Tile::key(along)) * 16;
   if constexpr (kByDepth)
-    ldmatrix(fragment, tile + Tile::offset(row + along, depth / 8 + chunk));
+    ldmatrix(fragment, own + (place ^ depth * 2) + row * Tile::kChunks * 16);
   else
-    ldmatrix_transposed(fragment, tile + Tile::offset(depth + along, row / 8 + chunk));
+    ldmatrix_transposed(fragment, own + (place ^ row * 2) + depth * Tile::kChunks * 16);
 }
 
 template <class T>
@@ -179,6 +182,67 @@ __device__ __forceinline__ void multiply(float (&c)[kMi][kNj][4], uint32_t a, in
       multiply_fragments<T>(c, left, right);
     }
   }
+}
+
+// c += P B[0 ..]^T: P [16 kMi, 8 kNs] lies in the warp's registers as a product has left it, and is rounded to T;
+// B [rows, 8 kNs] is in shared memory. Only the first `rows` of B, rounded up to 32, are multiplied.
+template <class B, int kMi, int kNs, int kNj>
+__device__ __forceinline__ void multiply_held(float (&c)[kMi][kNj][4], const float (&p)[kMi][kNs][4], uint32_t b,
+                                              int rows) {
+  using T = typename B::Element;
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int k = 0; k < 8 * kNs; ++k) {   // lane k % 8 / 2 of the four of a row has its element k
+      float left[kMi][2];
+#pragma unroll
+      for (int i = 0; i < kMi; ++i)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          left[i][h] = __shfl_sync(~0u, p[i][k / 8][2 * h + k % 2], lane_id() / 4 * 4 + k % 8 / 2);
+#pragma unroll
+      for (int j = 0; j < kNj; ++j) {
+        if (j % 4 == 0 && 8 * j >= rows) break;
+        const float2 right = load_shared_pair(b + B::element(8 * j + lane_id() % 4 * 2, k));
+#pragma unroll
+        for (int i = 0; i < kMi; ++i)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) c[i][j][r] += left[i][r / 2] * (r % 2 ? right.y : right.x);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kNs / 2; ++k) {   // two tiles of [16, 8] are one left fragment [16, 16]
+      uint32_t left[kMi][4];
+#pragma unroll
+      for (int i = 0; i < kMi; ++i)
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          left[i][r] = pack<T>(p[i][2 * k + r / 2][r % 2 * 2], p[i][2 * k + r / 2][r % 2 * 2 + 1]);
+#pragma unroll
+      for (int j = 0; j < kNj / 2; ++j) {
+        if (j % 2 == 0 && 16 * j >= rows) break;
+        uint32_t right[4];
+        load_fragment<B, false>(right, b, 16 * j, 16 * k);
+#pragma unroll
+        for (int i = 0; i < kMi; ++i) {
+          mma<T>(c[i][2 * j], left[i], right[0], right[1]);
+          mma<T>(c[i][2 * j + 1], left[i], right[2], right[3]);
+        }
+      }
+    }
+  }
+}
+
+// f(element, row, column) for the warp's elements of a product that begins at (row, column).
+template <int kMi, int kNj, class F>
+__device__ __forceinline__ void each_element(float (&c)[kMi][kNj][4], int row, int col, const F& f) {
+  row += lane_id() / 4, col += lane_id() % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kMi; ++i)
+#pragma unroll
+    for (int j = 0; j < kNj; ++j)
+#pragma unroll
+      for (int r = 0; r < 4; ++r) f(c[i][j][r], row + 16 * i + r / 2 * 8, col + 8 * j + r % 2);
 }
 
 }  // namespace pyfast
