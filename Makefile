@@ -15,6 +15,7 @@ LINK     = $(VENV)/link-$(call key,setup.py pyproject.toml requirements.txt)
 help:
 	@echo "make train      train a GPT on real text        ARGS=\"--config FILE --run.steps 100\""
 	@echo "make test       run the tests                   ARGS=\"-k attention\""
+	@echo "PYFAST_CUDA=1 make test    and build the CUDA kernels with nvcc, and run them on the emulator"
 	@echo "make bench      compare with plain torch        ARGS=\"--model gpt2-124m\""
 	@echo "make asan       run the C++ under ASan and UBSan"
 	@echo "make packaging  install in every supported way, each in a fresh virtual environment"

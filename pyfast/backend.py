@@ -1,13 +1,15 @@
 """The one place that selects a backend: what runs an operation on a device, and why.
 
 The ladder for CPU tensors: the built extension, else one compiled on first use from the shipped
-sources, else the plain-torch reference with one warning that says why. For CUDA tensors: the Triton
-kernels, else the reference with one warning. `PYFAST_BACKEND=torch` asks for the reference;
-`PYFAST_REQUIRE=cpp|cuda|triton` turns a fallback into an error; `PYFAST_JIT=0` declines compiling;
-`PYFAST_EXTENSION=FILE` loads another build; `pyfast doctor` prints the outcome.
+sources, else the plain-torch reference with one warning that says why. For CUDA tensors: the CUDA
+C++ kernels where the extension was built with them, else the Triton kernels, else the reference
+with one warning. `PYFAST_BACKEND=torch` asks for the reference; `PYFAST_REQUIRE=cpp|cuda|triton`
+turns a fallback into an error; `PYFAST_JIT=0` declines compiling; `PYFAST_EXTENSION=FILE` loads
+another build; `pyfast doctor` prints the outcome.
 
-The switch is torch's dispatcher: the extension fills its CPU key, pyfast/triton_rooms.py the CUDA
-key and, while "triton" is asked for by name, the CPU key as well. Nothing is looked up per call.
+The switch is torch's dispatcher: the extension fills its CPU and CUDA keys, and what is registered
+on top of it covers it until it is destroyed: pyfast/triton_rooms.py under the CUDA key, and under
+the CPU key "triton" or "cuda" while asked for by name. Nothing is looked up per call.
 """
 
 import contextlib
@@ -19,9 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pyfast import extension_module, triton_rooms
+from pyfast import cuda_rooms, extension_module, triton_rooms
 
-BACKENDS = ("auto", "cpp", "triton", "torch")
+BACKENDS = ("auto", "cpp", "cuda", "triton", "torch")
 REQUIRABLE = ("", "cpp", "cuda", "triton")
 # Up to here `auto` leaves float32 CPU tensors to torch's own operators. They were measured to be
 # quicker there, forward and backward on one thread: a gradient formula in Python costs more than so
@@ -47,7 +49,7 @@ OPS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs an operation: `backend` is "cpp", "triton" or "torch"; `why` is for people.
+    """What runs an operation: a backend ("cpp", "cuda", "triton", "torch"); `why` is for people.
 
     Calls of at most `little` work take torch's own operators all the same: see LITTLE_WORK.
     """
@@ -111,7 +113,7 @@ def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choi
         raise ValueError(f"backend: PYFAST_REQUIRE must be one of {known}; got {required!r}")
     if _forced == "torch":
         return Choice("torch", 'asked for: backend "torch"')
-    if device_type == "cpu" and _forced != "triton":
+    if device_type == "cpu" and _forced not in ("cuda", "triton"):
         if _extension is not None:
             why, little = f"{_extension_why}, {_isa} kernels", _little(op, dtype)
             return Choice("cpp", why + "; torch's for little float32 work" * (little > 0), little)
@@ -119,13 +121,15 @@ def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choi
     elif device_type not in ("cpu", "cuda") or _forced == "cpp":
         why = f"no C++ kernels for {device_type} tensors in this version"
     else:
-        why = _no_schemas or triton_rooms.blocker(op, dtype)
-        if required == "cuda":
-            why = "no CUDA C++ kernels in this version"
-        if why is None:
-            return Choice("triton", triton_rooms.version())
-    if _forced == "cpp" or required:
-        asking = "PYFAST_REQUIRE" if required else 'backend "cpp"'
+        why = cuda_rooms.blocker(op, dtype, _cuda)
+        if why is None and not _asks_for_triton():
+            return Choice("cuda", f"compiled for {', '.join(f'sm_{a}' for a in _archs)}")
+        if "cuda" not in (_forced, required):
+            why = _no_schemas or triton_rooms.blocker(op, dtype)
+            if why is None:
+                return Choice("triton", triton_rooms.version())
+    if _forced in ("cpp", "cuda") or required:
+        asking = "PYFAST_REQUIRE" if required else f'backend "{_forced}"'
         raise RuntimeError(
             f"{op}: {asking} must find a kernel for {device_type} tensors; got none: {why}"
         )
@@ -146,10 +150,10 @@ def _tell(op: str, device_type: str, dtype: torch.dtype | None, choice: Choice) 
 
 @contextlib.contextmanager
 def using(backend: str) -> Iterator[None]:
-    """Run every operation on `backend` ("auto", "cpp", "triton", "torch") in the `with` block.
+    """Run every operation on `backend` ("auto", "cpp", "cuda", "triton", "torch") in the block.
 
-    With "triton", CPU tensors too go to the Triton kernels, which refuse them in one sentence
-    unless Triton has a driver for them.
+    With "cuda" and "triton", CPU tensors too go to these kernels, which refuse them in one sentence
+    unless something runs them there.
     """
     if backend not in BACKENDS:
         raise ValueError(f"using: backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
@@ -161,16 +165,30 @@ def using(backend: str) -> Iterator[None]:
         _select(before)
 
 
+def _asks_for_triton() -> bool:
+    return "triton" in (_forced, os.environ.get("PYFAST_REQUIRE"))
+
+
 def _select(backend: str) -> None:
-    global _forced, _cpu_rooms
+    global _forced
     _forced = backend
     _choices.clear()
-    wanted = backend == "triton" and has_schemas()
-    if wanted and _cpu_rooms is None:
-        _cpu_rooms = triton_rooms.register(OPS, "CPU")
-    elif not wanted and _cpu_rooms is not None:
-        _cpu_rooms._destroy()  # what it covered shows again
-        _cpu_rooms = None
+    triton = _asks_for_triton()
+    _register("CUDA", "triton", tuple(op for op in OPS if triton or op not in _cuda))
+    _register("CPU", backend, OPS if backend in ("cuda", "triton") else ())
+
+
+def _register(key: str, backend: str, ops: tuple[str, ...]) -> None:
+    """Put the rooms of `ops` under a dispatch key, in the place of those put there before."""
+    library, before = _rooms.pop(key, (None, ("", ())))
+    if library is not None and before != (backend, ops):
+        library._destroy()  # what it covered shows again
+        library = None
+    if library is None and ops and has_schemas():
+        cuda = backend == "cuda"
+        library = cuda_rooms.register_for_cpu(_cuda) if cuda else triton_rooms.register(ops, key)
+    if library is not None:
+        _rooms[key] = library, (backend, ops)
 
 
 class deterministic:
@@ -239,8 +257,10 @@ def _find_schemas() -> tuple[torch.library.Library | None, str | None]:
 
 
 _schemas, _no_schemas = _find_schemas()
-_cuda_rooms = triton_rooms.register(OPS, "CUDA") if has_schemas() else None
-_cpu_rooms: torch.library.Library | None = None  # while "triton" is asked for by name
+_archs = tuple(getattr(_extension, "cuda_archs", ()))
+_cuda = cuda_rooms.present(_extension, OPS)  # the operations with CUDA C++ kernels
+# What covers the extension's rooms, by dispatch key: (library, (backend, operations)).
+_rooms: dict[str, tuple[torch.library.Library, tuple[str, tuple[str, ...]]]] = {}
 _select(_forced)
 
 __all__ = [

@@ -8,7 +8,11 @@ import numpy
 import pytest
 import torch
 
-from pyfast import backend
+from tests.emulator import cuda_extension
+
+cuda_extension.install()  # before pyfast looks for its extension
+
+from pyfast import backend  # noqa: E402
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")

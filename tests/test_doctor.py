@@ -23,7 +23,7 @@ def test_doctor_names_every_operation_on_every_device(capsys):
     lines = capsys.readouterr().out.splitlines()
     for op in backend.OPS:
         row = next(line.split() for line in lines if line.split()[:1] == [op])
-        assert len(row) == 3 and row[1] in {"cpp", "torch"} and row[2] in {"triton", "torch"}
+        assert len(row) == 3 and row[1] in {"cpp", "torch"} and row[2] in {"cuda", "triton", "torch"}
     reason = "triton 3" if importlib.util.find_spec("triton") else "triton is not installed"
     assert any(line.startswith("  cuda, ") and reason in line for line in lines)
 
@@ -52,7 +52,7 @@ def test_doctor_finds_a_stale_extension(monkeypatch, fresh, capsys):
     ("setting", "healthy", "words"),
     [
         ("PYFAST_BACKEND=torch", True, 'cpu, torch: asked for: backend "torch"'),
-        ("PYFAST_BACKEND=fortran", False, "must be one of auto, cpp, triton, torch; got 'fortran'"),
+        ("PYFAST_BACKEND=fortran", False, "of auto, cpp, cuda, triton, torch; got 'fortran'"),
         ("PYFAST_BACKEND=triton", False, "cpu, none: triton"),
         ("PYFAST_REQUIRE=cuda", True, "cuda, none: PYFAST_REQUIRE must find a kernel"),
     ],

@@ -1,0 +1,90 @@
+#include "../../kernels/cuda/linear_act.h"
+
+#include "../cpu/linear_operands.h"
+#include "gpu.h"
+
+namespace pyfast {
+namespace {
+
+constexpr const char* kOp = "linear_act";
+
+// The operands of both directions, checked and brought to strides that the kernels read.
+struct Operands {
+  Gpu gpu;
+  DType dtype;
+  int64_t m, n, k;
+  Tensor x, weight;
+  bool transposed;
+
+  Operands(const Tensor& input, const Tensor& matrix)
+      : gpu(kOp, "x", input), dtype(gpu.dtype_of("x", input)), m(rows_of("x", input)), n(rows_of("weight", matrix)) {
+    k = input.size(1);
+    gpu.expect_here("weight", matrix);
+    expect_same_dtype(kOp, "weight", matrix, input);
+    STD_TORCH_CHECK(matrix.size(1) == k, kOp, ": weight must be [N, K=", k, "]; got ", text(sizes_of(matrix)));
+    expect_columns(kOp, "x", k);
+    x = unit_stride_rows(input), weight = unit_stride_either(matrix);
+    transposed = is_transposed(matrix);
+  }
+
+  static int64_t rows_of(const char* name, const Tensor& t) {
+    STD_TORCH_CHECK(t.dim() == 2, kOp, ": ", name, " must have 2 dimensions; got ", text(sizes_of(t)));
+    STD_TORCH_CHECK(t.size(0) < kMostColumns, kOp, ": ", name, " must have fewer than 2**31 rows; got ", t.size(0));
+    return t.size(0);
+  }
+
+  int64_t weight_stride() const { return weight.stride(transposed ? 1 : 0); }
+};
+
+std::tuple<Tensor, Tensor> linear_act_cuda(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
+                                           StringHandle act, bool save) {
+  const Act activation = parse_act(kOp, taken(act));
+  const Operands o(x, weight);
+  bias = o.gpu.operand("bias", bias, {o.n}, x.scalar_type());
+  const bool keep = save && grad_from_input(activation);
+  const Tensor out = o.gpu.empty({o.m, o.n}, x.scalar_type());
+  const Tensor preact = o.gpu.empty(keep ? Sizes{o.m, o.n} : Sizes{0}, x.scalar_type());
+  if (o.m == 0 || o.n == 0) return {out, preact};
+  o.gpu.launched(launch_linear_act({o.dtype, activation, o.m, o.n, o.k, o.x.const_data_ptr(), row_stride(o.x),
+                                    o.weight.const_data_ptr(), o.weight_stride(), o.transposed, pointer(bias),
+                                    out.mutable_data_ptr(), keep ? preact.mutable_data_ptr() : nullptr},
+                                   o.gpu.stream()));
+  return {out, preact};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_act_backward_cuda(const Tensor& grad_out, const Tensor& x,
+                                                            const Tensor& weight, std::optional<Tensor> saved,
+                                                            StringHandle act, bool need_x, bool need_weight,
+                                                            bool need_bias) {
+  const Act activation = parse_act(kOp, taken(act));
+  const Operands o(x, weight);
+  const ScalarType type = x.scalar_type();
+  const Tensor dy = o.gpu.operand("grad_out", grad_out, {o.m, o.n}, type);
+  STD_TORCH_CHECK(saved || activation == Act::none, kOp, ": saved must be given for an activation; got none");
+  saved = o.gpu.operand("saved", saved, {o.m, o.n}, type);
+  Tensor dx = o.gpu.empty(need_x ? Sizes{o.m, o.k} : Sizes{0}, type);
+  const Sizes weight_sizes = o.transposed ? Sizes{o.k, o.n} : Sizes{o.n, o.k};
+  Tensor dweight = o.gpu.empty(need_weight ? weight_sizes : Sizes{0}, type);
+  Tensor dbias = o.gpu.empty({need_bias ? o.n : 0}, type);
+  if (o.m == 0 || o.n == 0) {
+    for (Tensor* t : {&dx, &dweight, &dbias}) torch::stable::zero_(*t);
+  } else {
+    const auto wanted = [](const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
+    LinearActBackwardCudaArgs args{o.dtype, activation, o.m, o.n, o.k, dy.const_data_ptr(),
+                                   activation == Act::none ? nullptr : pointer(saved), o.x.const_data_ptr(),
+                                   row_stride(o.x), o.weight.const_data_ptr(), o.weight_stride(), o.transposed,
+                                   wanted(dx), wanted(dweight), wanted(dbias), nullptr};
+    const Tensor workspace = o.gpu.empty({linear_act_backward_workspace(args)}, ScalarType::Byte);
+    args.workspace = workspace.mutable_data_ptr();
+    o.gpu.launched(launch_linear_act_backward(args, o.gpu.stream()));
+  }
+  return {dx, need_weight && o.transposed ? torch::stable::transpose(dweight, 0, 1) : dweight, dbias};
+}
+
+}  // namespace
+}  // namespace pyfast
+
+STABLE_TORCH_LIBRARY_IMPL(pyfast, CUDA, m) {
+  m.impl("linear_act", TORCH_BOX(&pyfast::linear_act_cuda));
+  m.impl("linear_act_backward", TORCH_BOX(&pyfast::linear_act_backward_cuda));
+}

@@ -1,0 +1,59 @@
+"""The CUDA C++ kernels of the extension: which there are, and how "cuda" asks for them by name.
+
+They register themselves under torch's CUDA key. For CPU tensors they are called while "cuda" is
+asked for by name, and refuse them in one sentence, unless a stand-in for the CUDA runtime runs
+them there: the tests do that.
+"""
+
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"adamw_step_": (*FLOATS, torch.float64)}  # where a room takes other dtypes than FLOATS
+_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+def present(extension: ModuleType | None, ops: tuple[str, ...]) -> frozenset[str]:
+    """The operations that the extension has CUDA kernels of; ask before others register theirs."""
+    if extension is None:
+        return frozenset()
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(op for op in ops if has(f"pyfast::{op}", "CUDA"))
+
+
+def blocker(op: str, dtype: torch.dtype | None, rooms: frozenset[str]) -> str | None:
+    """Why none of `rooms` can run `op` on tensors of `dtype`, for people; None where one can."""
+    if not rooms:
+        return "the extension is built without CUDA kernels (PYFAST_CUDA=1 builds them)"
+    if op not in rooms:
+        return "no CUDA C++ kernel of it in this version"
+    dtypes = DTYPES.get(op, FLOATS)
+    if dtype is not None and dtype not in dtypes:
+        return f"the CUDA kernels take {', '.join(str(t)[6:] for t in dtypes)}, not {dtype}"
+    return None
+
+
+def register_for_cpu(rooms: frozenset[str]) -> torch.library.Library:
+    """Hand CPU tensors to `rooms` until the result is destroyed."""
+    library = torch.library.Library("pyfast", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        for op in sorted(rooms):
+            for name in (op, f"{op}_backward"):
+                if hasattr(torch.ops.pyfast, name):
+                    library.impl(name, _room(name), "CPU")
+    return library
+
+
+def _room(name: str) -> Callable[..., Any]:
+    function = getattr(torch.ops.pyfast, name).default
+    return lambda *args: call(function, args)
+
+
+def call(function: torch._ops.OpOverload, args: tuple) -> Any:
+    """Run the CUDA room of an operation, whatever the device of its tensors."""
+    return function.redispatch(_KEYS, *args)

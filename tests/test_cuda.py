@@ -1,0 +1,169 @@
+"""The CUDA C++ kernels on the emulator: values and gradients through the doors, layouts, guards."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyfast
+from pyfast import backend, testing
+from tests.cuda_lanes import check, check_twice, needs_emulator
+from tests.emulator.cuda import emulated
+from tests.run_case import recorded, results, strided
+
+pytestmark = needs_emulator
+
+OPS = ("layer_norm", "rms_norm", "cross_entropy", "rope", "adamw_step_")
+# Every case on both capabilities; float16, which differs from bfloat16 in conversions only, once.
+RUNS = [
+    (case, dtype, capability)
+    for op in OPS
+    for i, case in enumerate(testing.cases(op))
+    for dtype, capability in ((torch.float32, 80), (torch.bfloat16, 90), (torch.float16, 90))
+    if i == 0 or dtype != torch.float16
+]
+
+
+@pytest.fixture
+def on_cuda():
+    """The CUDA rooms take CPU tensors, on the emulator; the log of their launches."""
+    with emulated() as log, pyfast.using("cuda"):
+        yield log
+
+
+@pytest.mark.parametrize(("case", "dtype", "capability"), RUNS, ids=str)
+def test_cuda_is_as_good_as_torch(case, dtype, capability) -> None:
+    check_twice(case, dtype, capability)
+
+
+# one row, one column; 8200: too wide for registers; 65793: a row of two blocks; 0: none
+EDGES = [
+    testing.norm("layer_norm", 3, 1),
+    testing.norm("rms_norm", 1, 17, residual=True),
+    testing.norm("layer_norm", 3, 8200, residual=True),
+    testing.norm("rms_norm", 2, 9001),
+    testing.norm("layer_norm", 2, 5003),
+    testing.norm("layer_norm", 0, 8),
+    testing.cross_entropy(1, 1),
+    testing.cross_entropy(2, 65793, label_smoothing=0.1),
+    testing.cross_entropy(3, 5003, weighted=True),
+    testing.rope(1, 1, 3, 2),
+    testing.rope(2, 5, 3, 80),
+    testing.rope(0, 2, 3, 8),
+]
+
+
+@pytest.mark.parametrize("case", EDGES, ids=str)
+def test_cuda_takes_any_size(case) -> None:
+    check(case, torch.bfloat16, 80)
+
+
+def misaligned(_: str, t: Tensor) -> Tensor:
+    """The same values one element into a larger tensor."""
+    if not t.numel() or t.dtype == torch.int64:
+        return t
+    return torch.cat((t.flatten()[:1], t.flatten()))[1:].view(t.shape)
+
+
+@pytest.mark.parametrize("change", [strided, misaligned], ids=["strided", "misaligned"])
+@pytest.mark.parametrize("op", OPS)
+def test_cuda_takes_any_layout(op, change) -> None:
+    check(testing.cases(op)[0], torch.float32, 80, change)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cuda_gives_the_same_bits_in_every_schedule(op) -> None:
+    case = testing.cases(op)[-1]
+    runs = []
+    for order in ("greedy", "random"):
+        with emulated(order=order, seed=5), pyfast.using("cuda"):
+            runs.append(results(case, getattr(pyfast, op), case.inputs(torch.float32)))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("op", OPS[:-1])  # adamw_step_ is there to write
+def test_cuda_leaves_its_inputs_alone(op, on_cuda) -> None:
+    for function, args in recorded(testing.cases(op)[0]):
+        before = [a.clone() if isinstance(a, Tensor) else a for a in args]
+        with pyfast.using("cuda"):
+            function(*args)
+        same = (torch.equal(a, b) for a, b in zip(args, before, strict=True) if torch.is_tensor(a))
+        assert all(same), function
+
+
+def test_compiled_functions_run_cuda(on_cuda) -> None:
+    weight = torch.randn(33, requires_grad=True)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def function(x: Tensor) -> Tensor:
+        return pyfast.layer_norm(x, (33,), weight).square().sum()
+
+    function(torch.randn(3, 33)).backward()
+    kernels = [launch.name for launch in on_cuda]
+    assert kernels == ["norm_forward_kernel", "norm_backward_kernel", "column_sums_kernel"]
+
+
+def wrong(t: Tensor) -> dict[str, Any]:
+    """Replacements of a tensor argument that no room may accept."""
+    bad = {"rank up": t.unsqueeze(0), "int32": t.to(torch.int32), "complex": t.to(torch.cfloat)}
+    bad |= {"bool": t > 0, "sparse": t.to_sparse()}
+    for dim in range(t.dim()):
+        bad[f"dim {dim} doubled"] = torch.cat((t, t), dim)
+        bad[f"dim {dim} one short"] = t.narrow(dim, 0, t.shape[dim] - 1)
+    return bad
+
+
+# sizes that nothing else must match
+FREE = {("rope", "x", "dim 0"), ("rope", "x", "dim 1"), ("cross_entropy", "logits", "dim 1")}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_rooms_refuse_what_they_could_not_read_safely(op) -> None:
+    """Called below the doors; nothing may be launched."""
+    calls = recorded(testing.cases(op)[0])
+    with emulated() as log, pyfast.using("cuda"):
+        for function, args in calls:
+            for i, argument in enumerate(function._schema.arguments):
+                value = args[i][0] if isinstance(args[i], list) and args[i] else args[i]
+                if not isinstance(value, Tensor):
+                    continue
+                for words, bad in wrong(value).items():
+                    if (op, argument.name, words[:5]) in FREE:
+                        continue
+                    put = [bad, *args[i][1:]] if isinstance(args[i], list) else bad
+                    with pytest.raises((RuntimeError, TypeError, ValueError, NotImplementedError)):
+                        function(*args[:i], put, *args[i + 1 :])
+                        pytest.fail(f"{function}: {argument.name}: {words} was accepted")
+    assert not log
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_rooms_refuse_tensors_of_another_device(op) -> None:
+    for function, args in recorded(testing.cases(op)[0]):
+        for argument, value in zip(function._schema.arguments, args, strict=True):
+            first = value[0] if isinstance(value, list) and value else value
+            if not isinstance(first, Tensor) or argument.name == "hyper":
+                continue
+            told = pytest.raises(RuntimeError, match=rf"{argument.name}.* must be on (a CUDA|cuda)")
+            with emulated(on_host=argument.name) as log, pyfast.using("cuda"), told:
+                function(*args)
+            assert not log
+
+
+def test_cuda_refuses_cpu_tensors_in_one_sentence() -> None:
+    """Without the emulator, where they are what they are."""
+    with pyfast.using("cuda"), pytest.raises(RuntimeError, match="x must be on a CUDA device"):
+        pyfast.rms_norm(torch.ones(2, 8), (8,))
+
+
+def test_using_cuda_shows_what_it_covered_again() -> None:
+    def table() -> str:
+        return torch._C._dispatch_dump_table("pyfast::layer_norm").split("CUDA")[0]
+
+    before = table()
+    with pyfast.using("cuda"):
+        assert table() != before and "cuda_rooms" in table()
+        assert backend.choose("layer_norm", "cpu").backend == "cuda"
+    assert table() == before
+    assert backend.choose("layer_norm", "cuda").backend == "cuda"

@@ -1,0 +1,71 @@
+"""Defects compiled into the CUDA kernels (-DPYFAST_MUTANT=n): each must be caught by the checks."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import pyfast
+from pyfast import testing
+from tests.cuda_lanes import needs_emulator
+from tests.emulator.cuda import emulated
+from tests.run_case import assert_as_good_as_torch
+
+pytestmark = needs_emulator
+
+
+def value(case: testing.Case, mutant: tuple[str, int] | None, dtype=torch.float32) -> None:
+    """Values and gradients are as good as torch's, and no rule of memory is broken."""
+    with emulated(mutant=mutant), pyfast.using("cuda"):
+        assert_as_good_as_torch(case, dtype)
+
+
+def hostile_target(mutant: tuple[str, int] | None) -> None:
+    """A target that is no class is not read."""
+    with emulated(mutant=mutant), pyfast.using("cuda"):
+        loss = pyfast.cross_entropy(torch.randn(2, 37), torch.tensor([2**40, 5]), reduction="sum")
+    assert loss.isnan()
+
+
+def norm(cols: int) -> Callable[..., None]:
+    return functools.partial(value, testing.norm("layer_norm", 37, cols))
+
+
+def loss(rows: int, classes: int, **settings: object) -> Callable[..., None]:
+    return functools.partial(value, testing.cross_entropy(rows, classes, **settings))
+
+
+rope = functools.partial(value, testing.rope(2, 3, 5, 16))
+step = functools.partial(value, testing.adamw(((5, 7), (300,)), max_norm=0.5))
+
+# (what is wrong, file, number, the check that must fail)
+DEFECTS = [
+    ("no barrier before partial sums are read", "layer_norm", 1, norm(530)),
+    ("columns past the row in the variance", "layer_norm", 2, norm(53)),
+    ("gradients of weight and bias in one place", "layer_norm", 3, norm(53)),
+    ("the running sum not rescaled", "cross_entropy", 1, loss(3, 9000)),
+    ("any target read", "cross_entropy", 2, hostile_target),
+    ("weights forgotten in the gradient", "cross_entropy", 3,
+     loss(9, 131, label_smoothing=0.1, weighted=True)),
+    ("ignored rows in the mean", "cross_entropy", 4, loss(9, 131)),
+    ("one class too many", "cross_entropy", 5, loss(9, 131)),
+    ("elements stepped twice", "adamw", 1, step),
+    ("no clipping", "adamw", 2, step),
+    ("heads past the last", "rope", 1, rope),
+    ("the gradient turned the same way", "rope", 2, rope),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "number", "check"), [d[1:] for d in DEFECTS], ids=[d[0] for d in DEFECTS]
+)
+def test_defect_is_caught(file, number, check) -> None:
+    with pytest.raises(AssertionError):
+        check((file, number))
+
+
+@pytest.mark.parametrize("check", [d[3] for d in DEFECTS], ids=[d[0] for d in DEFECTS])
+def test_kernels_as_they_are_pass(check) -> None:
+    """What the defects fail by are the defects."""
+    check(None)
