@@ -167,6 +167,29 @@ def test_library_functions(perturb: bool) -> None:
 
 
 @triton.jit
+def erf_kernel(x_ptr, out_ptr, steps, N: tl.constexpr):
+    offs = tl.arange(0, N)
+    for _ in range(steps):
+        tl.store(out_ptr + offs, libdevice.erf(tl.load(x_ptr + offs)))
+        x_ptr += N
+        out_ptr += N
+
+
+@pytest.mark.parametrize("order", ["greedy", "random"])
+def test_lanes_meet_where_their_paths_join(order: str) -> None:
+    """Small and large arguments part; loads and stores are of whole warps again."""
+    x, out = torch.randn(6, 64) * 2, torch.empty(6, 64)
+    with emulated(80, order=order) as log:
+        erf_kernel[(1,)](x, out, 6, 64, num_warps=1)
+    torch.testing.assert_close(out, x.erf())
+    stats = log[0].stats
+    assert stats.divergent_steps > 0 and stats.sector_efficiency == 1
+    lines = dict(log[0].binary.module.profile("erf_kernel"))
+    assert any("test_emulator_triton.py" in line for line in lines)
+    assert sum(lines.values()) == stats.warp_instructions
+
+
+@triton.jit
 def atomic_kernel(out_ptr, x_ptr, N: tl.constexpr):
     offs = tl.arange(0, N)
     tl.atomic_add(out_ptr + offs % 4, tl.load(x_ptr + offs))
@@ -202,9 +225,7 @@ def test_liger_kernels() -> None:
     target[2] = -100
     with emulated(80):
         y, flat, r, block, warps, mode = rms.rms_norm_forward(x, w, 1e-6, 0.0, "llama", None)
-        dx, dw = rms.rms_norm_backward(
-            dy.clone(), flat, w, r, 0.0, mode, block, warps, False, None
-        )
+        dx, dw = rms.rms_norm_backward(dy.clone(), flat, w, r, 0.0, mode, block, warps, False, None)
         mine = logits.clone().requires_grad_()
         loss = cross_entropy.cross_entropy_forward(
             mine, target, None, -100, 0.0, 0.0, "mean", None, False

@@ -213,7 +213,7 @@ class Module:
     def profile(self, kernel: str) -> list[tuple[str, int]]:
         """Warp instructions by source line of the last launch, most first."""
         text = self._engine.emulator_profile(self._handle, kernel.encode()).decode()
-        rows = [line.split("\t") for line in text.splitlines()[1:]]
+        rows = [line.rsplit("\t", 1) for line in text.splitlines()[1:]]  # code may hold tabs
         return sorted(((line, int(times)) for line, times in rows), key=lambda row: -row[1])
 
 

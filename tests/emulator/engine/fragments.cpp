@@ -19,15 +19,18 @@ void merge(Warp& w) {
             remove_fragment(w, b);
         }
     }
+    if (w.count == 1) w.apart = 0;
 }
 
 int pick_fragment(Warp& w) {
     if (w.count == 1) return w.fragments[0].state == Fragment::ready ? 0 : -1;
-    const bool ahead = (++w.divergent_steps & 2047) > 1920;
+    ++w.divergent_steps;
+    const bool ahead = (++w.apart & 4095) > 3968;
+    const vector<Instr>& code = w.block->group->grid->program->code;
     int best = -1;
     for (int f = 0; f < w.count; ++f) {
         if (w.fragments[f].state != Fragment::ready) continue;
-        if (best < 0 || (w.fragments[f].pc < w.fragments[best].pc) != ahead) best = f;
+        if (best < 0 || (code[w.fragments[f].pc].rank < code[w.fragments[best].pc].rank) != ahead) best = f;
     }
     return best;
 }

@@ -1,5 +1,5 @@
-// A warp keeps its lanes in fragments that stand at different instructions. The one furthest behind goes
-// first, so that lanes meet again where their paths join; an instruction that wants certain lanes
+// A warp keeps its lanes in fragments that stand at different instructions. The one furthest from the
+// exit goes first, so that lanes meet again where their paths join; an instruction that wants certain lanes
 // together holds its fragment until they have come.
 #pragma once
 #include "machine.h"
@@ -12,8 +12,8 @@ void remove_fragment(Warp& w, int f);
 // Fragments at the same place become one.
 void merge(Warp& w);
 
-// The fragment to run, or -1. Now and then the one ahead gets its turn, so that no lane starves while
-// others spin.
+// The fragment to run, or -1. Where lanes have long not met, the one ahead gets its turn now and then, so
+// that none starves while others spin.
 int pick_fragment(Warp& w);
 
 // Lanes `active` of `f` are about to run `i`: true if all lanes it wants are there; else they wait.

@@ -185,6 +185,7 @@ void Decoder::run(const Function& function) {
 std::unique_ptr<Program> decode(const Module& module, const Function& function) {
     auto program = std::make_unique<Program>();
     Decoder(module, *program).run(function);
+    order_by_joins(program->code);
     program->align_constants();
     return program;
 }

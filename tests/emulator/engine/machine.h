@@ -48,6 +48,7 @@ struct Warp {
     Fragment fragments[kLanes];
     int count = 0;           // of fragments
     u32 divergent_steps = 0;
+    u32 apart = 0;           // of these, since all lanes have met
     u32 blocked = 0;         // set by an instruction: these lanes wait for a barrier
     bool at_barrier = false; // set by an instruction: barriers may have become complete
     u32 cluster_arrived = 0; // lanes between arrive and wait of the cluster barrier

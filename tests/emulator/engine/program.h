@@ -43,6 +43,7 @@ struct Instr {
     int m = 0, n = 0, k = 0; // tile of mma
     int target = -1;
     u32 pc = 0;
+    u32 rank = 0;            // of the lanes of a warp, those at the lowest go first; see joins.cpp
     vector<Operand> list, list2;          // vector operands that are read
     vector<Operand> reads_c;              // the accumulator of mma
     vector<Operand> list3;                // vector results
@@ -81,6 +82,8 @@ struct Program {
     u8* constant_base() { return reinterpret_cast<u8*>((u64(constants.data()) + 63) / 64 * 64); }
     void align_constants();               // once, when decoded
 };
+
+void order_by_joins(vector<Instr>& code);
 
 std::unique_ptr<Program> decode(const Module& module, const Function& function);
 
