@@ -1,5 +1,6 @@
 """attention in Triton, on the emulator: every case, masks of all shapes, real tile shapes."""
 
+import itertools
 import math
 
 import pytest
@@ -57,7 +58,7 @@ def test_attention_does_not_feel_a_mask_that_is_the_same_for_all_keys(shape) -> 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_attention_with_tiles_of_128_queries(capability) -> None:
     """150 queries: two of the tiles that long sequences have, whole keys before masked ones."""
-    assert scores.forward_config(B, 150, 64, False).block_queries == 128
+    assert scores.forward_config((8, 0), B, 150, 64, False).block_queries == 128
     case = testing.attention(1, 1, 150, 64, causal=True)
     log = check(case, B, capability)
     forward = log[0].stats
@@ -130,23 +131,29 @@ def test_attention_of_nothing() -> None:
 
 @pytest.mark.parametrize("size", [16, 24, 64, 96, 128, 200, 256])
 def test_attention_configurations_fit_every_gpu(size) -> None:
-    for dtype in (torch.float32, B):
+    features = scores.block_features(size)
+    for dtype, arch in itertools.product((torch.float32, B), ((8, 0), (8, 9), (9, 0), (10, 0))):
         for queries in (1, 16, 17, 64, 65, 4096):
-            config = scores.forward_config(dtype, queries, size, False)
+            config = scores.forward_config(arch, dtype, queries, size, False)
             assert config.block_queries <= 128 and config.num_stages <= 3
             assert config.precision in ("ieee", "tf32x3")
+            rows = config.block_queries + 2 * config.num_stages * config.block_keys
+            assert arch != (8, 9) or rows * features * dtype.itemsize <= 99 << 10
+        by_queries, by_keys = scores.backward_config(arch, dtype, size)
+        if arch == (9, 0) and dtype == B:  # 64 rows of a wgmma for each four warps, or none
+            assert 16 * by_queries.num_warps == by_queries.block_queries
+            assert size > 128 or 16 * by_keys.num_warps == by_keys.block_keys
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, B])
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_attention_spills_nothing(size, dtype) -> None:
-    q, k = torch.empty(1, 4, 512, size, dtype=dtype), torch.empty(1, 2, 512, size, dtype=dtype)
+def test_attention_of_float32_spills_nothing(size) -> None:
+    """The other dtypes: tests/budgets.json."""
+    q, k = torch.empty(1, 4, 512, size), torch.empty(1, 2, 512, size)
     lse = torch.empty(1, 4, 512)
-    for capability in (80, 90):
-        with compiled(capability) as log, pyfast.using("triton"):
-            torch.ops.pyfast.attention(q, k, k, None, True, 0.1)
-            torch.ops.pyfast.attention_backward(q, q, k, k, q, lse, None, True, 0.1, False)
-        for launch in log:
-            used = launch.binary.resources()
-            assert used["STACK"] == used["LOCAL"] == 0, (launch.name, used)
-            assert launch.binary.shared <= 99 << 10  # of a GPU of capability 8.9
+    with compiled(80) as log, pyfast.using("triton"):
+        torch.ops.pyfast.attention(q, k, k, None, True, 0.1)
+        torch.ops.pyfast.attention_backward(q, q, k, k, q, lse, None, True, 0.1, False)
+    for launch in log:
+        used = launch.binary.resources()
+        assert used["STACK"] == used["LOCAL"] == 0, (launch.name, used)
+        assert launch.binary.shared <= 99 << 10  # of a GPU of capability 8.9

@@ -19,6 +19,7 @@ from pyfast.kernels.attention_scores import (
     mask_scores,
     store_rows,
 )
+from pyfast.kernels.matmul import capability
 
 _LN2 = tl.constexpr(math.log(2.0))
 
@@ -129,7 +130,8 @@ def attention_triton(
     if keys == 0:
         return out.zero_(), lse.fill_(float("inf"))
     kind, mask_tensor, mask_strides = mask_arguments(mask, q)
-    config = forward_config(q.dtype, queries, max(size, value_size), mask is not None)
+    features, masked = max(size, value_size), mask is not None
+    config = forward_config(capability(q), q.dtype, queries, features, masked)
     grid = (triton.cdiv(queries, config.block_queries) * batch * heads,)
     _attention_forward_kernel[grid](
         q, k, v, mask_tensor, out, lse,

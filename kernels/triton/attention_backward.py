@@ -22,6 +22,7 @@ from pyfast.kernels.attention_scores import (
     mask_scores,
     store_rows,
 )
+from pyfast.kernels.matmul import capability
 
 _LOG2E = tl.constexpr(LOG2E)
 
@@ -159,7 +160,8 @@ def launch_backward(
     batch, heads, queries, size = q.shape
     kv_heads, keys, value_size = v.shape[1:]
     kind, mask_tensor, mask_strides = mask_arguments(mask, q)
-    config = backward_config(q.dtype, max(size, value_size))
+    arch, features = capability(q), max(size, value_size)
+    by_queries, by_keys = backward_config(arch, q.dtype, features)
     delta = torch.empty_like(lse)
     sizes = (heads, heads // kv_heads, queries, keys, scale * LOG2E)
     strides = (*grad_out.stride(), *q.stride(), *k.stride(), *v.stride())
@@ -170,20 +172,19 @@ def launch_backward(
         "BLOCK_DV": block_features(value_size),
         "MASK": kind,
         "CAUSAL": is_causal,
-        **config.keywords(),
     }
-    blocks = triton.cdiv(queries, config.block_queries)
+    blocks = triton.cdiv(queries, by_queries.block_queries)
     _attention_backward_dq_kernel[(blocks * batch * heads,)](
         grad_out, q, k, v, out, lse, mask_tensor, dq, delta,
-        *sizes, *strides, *out.stride(), *mask_strides, **modes,
+        *sizes, *strides, *out.stride(), *mask_strides, **modes, **by_queries.keywords(),
     )  # fmt: skip
-    blocks = triton.cdiv(keys, config.block_keys)
+    blocks = triton.cdiv(keys, by_keys.block_keys)
     _attention_backward_dkdv_kernel[(blocks * batch * kv_heads,)](
         grad_out, q, k, v, lse, delta, mask_tensor, dk, dv,
-        *sizes, *strides, *mask_strides, **modes,
+        *sizes, *strides, *mask_strides, **modes, **by_keys.keywords(),
     )  # fmt: skip
     if dmask.numel():
-        modes |= mask_gradient_config(q.dtype, max(size, value_size)).keywords()
+        modes |= mask_gradient_config(arch, q.dtype, features).keywords()
         launch_mask_gradient(
             (grad_out, q, k, v, lse, delta, mask_tensor, dmask), sizes, strides, mask_strides, modes
         )

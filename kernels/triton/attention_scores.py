@@ -13,6 +13,7 @@ import triton.language as tl
 LOG2E = math.log2(math.e)
 _LOG2E = tl.constexpr(LOG2E)
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
+WGMMA, TCGEN05 = 9, 10  # major capabilities of the GPUs that have them
 
 
 @dataclass(frozen=True)
@@ -99,40 +100,61 @@ def mask_scores(
     return s
 
 
-def forward_config(dtype: torch.dtype, queries: int, size: int, masked: bool) -> AttentionConfig:
+def forward_config(
+    capability: tuple[int, int], dtype: torch.dtype, queries: int, size: int, masked: bool
+) -> AttentionConfig:
     """The tiles of the forward pass for heads of `size` features; pure.
 
     A program holds its queries and their output in registers, and streams keys, values and mask.
-    They fit every GPU since compute capability 8.0: at most 99 KB of shared memory.
+    Capabilities 8.6 to 8.9 and 12 have 99 KB of shared memory, 8.0 has 163 and 9.0 and 10 have 227.
     """
     features = block_features(size)
     few = 16 if queries <= 16 else 64  # a decoding step has one query
     if dtype == torch.float32:
         return _float32(min(few, 32), 32 if features <= 64 else 16, features, num_stages=3)
     if features > 128:
-        return AttentionConfig(few, 32, num_warps=8, num_stages=2)
+        rows = 128 if capability[0] == WGMMA and queries > 64 else few
+        keys = 64 if capability == (8, 0) else 32  # of 32, eight warps multiply q k^T twice
+        return AttentionConfig(rows, keys, num_warps=8, num_stages=2)
     if queries <= 64 or masked:
         return AttentionConfig(few, 64, num_warps=4, num_stages=2)
-    return AttentionConfig(128, 64, num_warps=8, num_stages=3 if features <= 64 else 2)
+    stages = 3 if features <= 64 and capability[0] != TCGEN05 else 2  # a third would spill there
+    return AttentionConfig(128, 64, num_warps=8, num_stages=stages)
 
 
-def backward_config(dtype: torch.dtype, size: int) -> AttentionConfig:
-    """The tiles of both kernels of the backward pass; pure."""
+def backward_config(
+    capability: tuple[int, int], dtype: torch.dtype, size: int
+) -> tuple[AttentionConfig, AttentionConfig]:
+    """The tiles of the kernels of dQ and of dK and dV; pure.
+
+    A wgmma is of 64 rows for each four warps: rows of queries for dQ, of keys for dK and dV. Fewer
+    rows than that would be multiplied twice, or, of 256 features, are all that registers hold.
+    """
     features = block_features(size)
     if dtype == torch.float32:
-        return _float32(32 if features <= 64 else 16, 32, features, num_stages=2)
+        config = _float32(32 if features <= 64 else 16, 32, features, num_stages=2)
+        return config, config
     if features <= 64:
-        return AttentionConfig(64, 64, num_warps=4, num_stages=2)
+        config = AttentionConfig(64, 64, num_warps=4, num_stages=2)
+        return config, config
+    wgmma = capability[0] == WGMMA
+    if features <= 128 and wgmma:
+        dq = AttentionConfig(64, 64, num_warps=4, num_stages=2)
+        return dq, AttentionConfig(32, 128, num_warps=8, num_stages=2)
     if features <= 128:
-        return AttentionConfig(64, 64, num_warps=8, num_stages=2)
-    return AttentionConfig(32, 32, num_warps=4, num_stages=2)
+        config = AttentionConfig(64, 64, num_warps=8, num_stages=2)
+        return config, config
+    dkdv = AttentionConfig(32, 32, num_warps=4, num_stages=2)
+    return AttentionConfig(64 if wgmma else 32, 32, num_warps=4, num_stages=2), dkdv
 
 
-def mask_gradient_config(dtype: torch.dtype, size: int) -> AttentionConfig:
+def mask_gradient_config(
+    capability: tuple[int, int], dtype: torch.dtype, size: int
+) -> AttentionConfig:
     """The tiles of the gradient of a mask, which streams all four operands; pure."""
     features = block_features(size)
     if dtype == torch.float32 or features <= 64:
-        return backward_config(dtype, size)
+        return backward_config(capability, dtype, size)[0]
     return AttentionConfig(32 if features <= 128 else 16, 32, num_warps=8, num_stages=2)
 
 

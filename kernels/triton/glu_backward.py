@@ -6,9 +6,11 @@ from torch import Tensor
 
 from pyfast.kernels.activations import GRAD_FROM_OUTPUT, activate, activate_grad
 from pyfast.kernels.column_sums import launch_column_sums, padded, partial_rows
-from pyfast.kernels.linear_backward import PASS_COLS, PASS_ROWS, THROUGH_REGISTERS
+from pyfast.kernels.linear_backward import PASS_COLS, THROUGH_REGISTERS, pass_grid
 from pyfast.kernels.matmul import capability, launch_config, product, tile_at, tile_offsets
 from pyfast.kernels.processors import processors
+
+PASS_ROWS = 2  # of the elementwise pass: half as many as of one product, for twice the sums
 
 
 @triton.jit
@@ -94,16 +96,15 @@ def glu_gradients(
 ) -> None:
     """Fills pair [2, M, N] with dgate and dup, unless empty, and dbiases with their column sums."""
     m, n = dy.shape
-    columns = triton.cdiv(n, PASS_COLS)
-    programs = min(triton.cdiv(m, PASS_ROWS), triton.cdiv(4 * processors(dy), columns))
-    partial = partial_rows(2, programs, n, dy) if dbiases else None
+    grid = pass_grid(m, n, PASS_ROWS, dy)
+    partial = partial_rows(2, grid[1], n, dy) if dbiases else None
     dgate, dup = pair if pair.numel() else (None, None)
-    _glu_backward_kernel[(columns, programs)](
+    _glu_backward_kernel[grid](
         dy, gate, up, dgate, dup, partial,
         m, n,
         *dy.stride(), *gate.stride(), *up.stride(), padded(n),
         ACT=act, FROM_OUTPUT=act in GRAD_FROM_OUTPUT,
-        BLOCK_M=PASS_ROWS, BLOCK_N=PASS_COLS, num_warps=4,
+        BLOCK_M=PASS_ROWS, BLOCK_N=PASS_COLS, num_warps=1,
     )  # fmt: skip
     if dbiases:
         launch_column_sums(partial, dbiases)

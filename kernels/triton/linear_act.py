@@ -1,5 +1,8 @@
 """linear_act in Triton: act(x weight^T + bias), the activation on the accumulators."""
 
+from dataclasses import replace
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,7 +16,14 @@ from pyfast.kernels.linear_backward import (
     sums_in_product,
 )
 from pyfast.kernels.linear_operands import check_linear, empty_weight, is_transposed
-from pyfast.kernels.matmul import capability, launch_config, product, tile_at, tile_offsets
+from pyfast.kernels.matmul import (
+    MatmulConfig,
+    capability,
+    launch_config,
+    product,
+    tile_at,
+    tile_offsets,
+)
 from pyfast.kernels.processors import processors
 
 OP = "linear_act"
@@ -50,6 +60,16 @@ def _linear_act_forward_kernel(
         tl.store(out_ptr + at, activate(acc, ACT).to(out_ptr.dtype.element_ty), mask=mask)
 
 
+def act_launch_config(
+    capability: tuple[int, int], dtype: torch.dtype, act: str, m: int, n: int, k: int
+) -> MatmulConfig:
+    """The tiles of the forward pass; pure. What most activations need spills beside the widest."""
+    config = launch_config(capability, dtype, m, n, k)
+    if act in ("none", "relu") or config.block_n <= 128:
+        return config
+    return replace(config, block_n=64 if capability[0] == 10 else 128, num_stages=4)
+
+
 def linear_act_triton(
     x: Tensor, weight: Tensor, bias: Tensor | None, act: str, save: bool
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +80,7 @@ def linear_act_triton(
     out, preact = x.new_empty(m, n), x.new_empty((m, n) if keep else 0)
     if m * n == 0:
         return out, preact
-    config = launch_config(capability(x), x.dtype, m, n, k)
+    config = act_launch_config(capability(x), x.dtype, act, m, n, k)
     _linear_act_forward_kernel[(config.programs(m, n, processors(x)),)](
         x, weight, bias, out, preact if keep else None,
         m, n, k,

@@ -3,8 +3,11 @@
 The derivative has two places. Where it follows from the output it costs a few instructions and is
 taken inside the products, on the operand just loaded, and the bias gradient with it: dY and the
 output are read, nothing else is written. Derivatives with erf or exp would be made again for every
-tile beside the first, which costs more than the product: one pass makes them once.
+tile beside the first, which costs more than the product: one pass makes them once. So it does for
+all since compute capability 9.0, whose tensor cores read the operand before any thread sees it.
 """
+
+from dataclasses import replace
 
 import torch
 import triton
@@ -14,6 +17,7 @@ from torch import Tensor
 from pyfast.kernels.activations import GRAD_FROM_OUTPUT, activate_grad
 from pyfast.kernels.column_sums import launch_column_sums, padded, partial_rows
 from pyfast.kernels.matmul import (
+    BIG_SHARED,
     MatmulConfig,
     capability,
     fence,
@@ -25,7 +29,8 @@ from pyfast.kernels.matmul import (
 )
 from pyfast.kernels.processors import processors
 
-PASS_ROWS, PASS_COLS = 32, 128  # block of the elementwise pass
+PASS_ROWS, PASS_COLS = 4, 256  # of the elementwise pass of one warp: a lane adds up whole columns
+PASS_WARPS = 16  # of it, on each multiprocessor
 # The large tiles of a product whose left operand is changed, or summed, on its way: no spills.
 THROUGH_REGISTERS = MatmulConfig(128, 128, 32, num_warps=8, num_stages=4, persistent=True)
 
@@ -126,9 +131,11 @@ def _gradient_product_kernel(
 def sums_in_product(dy: Tensor) -> bool:
     """Whether a product may change or sum its left operand on the way.
 
-    Not with the tcgen05 of capability 10: Triton 3.7 fails to pipeline it for such an operand.
+    Not with wgmma and tcgen05, which read it from shared memory as it was copied there: Triton
+    would pass it through registers that are overwritten while a wgmma still reads them, or fail to
+    pipeline the tcgen05.
     """
-    return capability(dy)[0] != 10
+    return capability(dy)[0] not in BIG_SHARED
 
 
 def in_product(act: str, dy: Tensor) -> bool:
@@ -136,22 +143,28 @@ def in_product(act: str, dy: Tensor) -> bool:
     return act == "none" or (act in GRAD_FROM_OUTPUT and sums_in_product(dy))
 
 
+def pass_grid(m: int, n: int, rows: int, like: Tensor) -> tuple[int, int]:
+    """Programs along the columns and the rows of an elementwise pass over [m, n]."""
+    columns = triton.cdiv(n, PASS_COLS)
+    most = triton.cdiv(PASS_WARPS * processors(like), columns)
+    return columns, min(triton.cdiv(m, rows), most)
+
+
 def act_backward(
     dy: Tensor, saved: Tensor | None, act: str, dpre: Tensor | None, dbias: Tensor | None
 ) -> None:
     """dpre = dy * act'(saved) [M, N] and dbias [N] = its column sums, where they are given.
 
-    Workspace: float32 [rows of programs, N], about four programs per multiprocessor.
+    Workspace: float32 [rows of programs, N], about 16 programs per multiprocessor.
     """
     m, n = dy.shape
-    columns = triton.cdiv(n, PASS_COLS)
-    programs = min(triton.cdiv(m, PASS_ROWS), triton.cdiv(4 * processors(dy), columns))
-    partial = None if dbias is None else partial_rows(1, programs, n, dy)
-    _act_backward_kernel[(columns, programs)](
+    grid = pass_grid(m, n, PASS_ROWS, dy)
+    partial = None if dbias is None else partial_rows(1, grid[1], n, dy)
+    _act_backward_kernel[grid](
         dy, saved, dpre, partial,
         m, n,
         *dy.stride(), *(dy if saved is None else saved).stride(), padded(n),
-        ACT=act, BLOCK_M=PASS_ROWS, BLOCK_N=PASS_COLS, num_warps=4,
+        ACT=act, BLOCK_M=PASS_ROWS, BLOCK_N=PASS_COLS, num_warps=1,
     )  # fmt: skip
     if dbias is not None:
         launch_column_sums(partial, [dbias])
@@ -176,8 +189,10 @@ def gradient_product(
     """
     (m, k), n = dy.shape, b.shape[1]
     config = launch_config(capability(dy), dy.dtype, m, n, k)
-    if (act != "none" or sums is not None) and config.block_m == 128:
+    if (act != "none" or sums is not None or accumulate) and config.block_m == 128:
         config = THROUGH_REGISTERS
+        if accumulate and capability(dy)[0] == 10:  # a wider tile of sums and addresses spills
+            config = replace(config, block_n=64, block_k=64)
     splits = 1 if accumulate or counts == "rows" else split_count(config, m, n, k)
     part, part_sums, sums_stride = out, sums, m
     if splits > 1:
