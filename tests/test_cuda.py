@@ -14,7 +14,15 @@ from tests.run_case import recorded, results, strided
 
 pytestmark = needs_emulator
 
-OPS = ("layer_norm", "rms_norm", "cross_entropy", "rope", "adamw_step_")
+OPS = (
+    "attention",
+    "linear_act",
+    "layer_norm",
+    "rms_norm",
+    "cross_entropy",
+    "rope",
+    "adamw_step_",
+)
 # Every case on both capabilities; float16, which differs from bfloat16 in conversions only, once.
 RUNS = [
     (case, dtype, capability)
@@ -116,6 +124,8 @@ def wrong(t: Tensor) -> dict[str, Any]:
 
 # sizes that nothing else must match
 FREE = {("rope", "x", "dim 0"), ("rope", "x", "dim 1"), ("cross_entropy", "logits", "dim 1")}
+FREE |= {("attention", "q", "dim 1"), ("attention", "q", "dim 2"), ("attention", "v", "dim 3")}
+FREE |= {("linear_act", "x", "dim 0")}
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -144,9 +144,8 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_kernel(GemmArgs<T> g, Epi
   const int first = blockIdx.y * g.split_k, depth = min(g.k - first, g.split_k);
   const int steps = (depth + Tile::kK - 1) / Tile::kK;
 
-  const auto load = [&](int step) {
+  const auto load = [&](int step, uint32_t to) {
     const int k = step * Tile::kK;
-    const uint32_t to = stages + step % Tile::kStages * kStageBytes;
     const auto copy = [&](auto tile, uint32_t place, const GemmOperand<T>& o, int row, int rows) {
       using X = decltype(tile);
       constexpr bool kByDepth = X::kMajor == Major::depth;
@@ -162,17 +161,18 @@ __global__ void __launch_bounds__(Tile::kThreads) gemm_kernel(GemmArgs<T> g, Epi
   const bool sum_here = kSums && g.sums && origin.y == 0 && warp_col == 0;
 #pragma unroll
   for (int step = 0; step < Tile::kStages - 1; ++step) {
-    if (step < steps) load(step);
+    if (step < steps) load(step, stages + step * kStageBytes);
     cp_async_commit();
   }
+  uint32_t a = stages, free = stages + (Tile::kStages - 1) * kStageBytes;   // the stage to read, and the one to fill
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<Tile::kStages - 2 + mutant(102)>();   // this step has arrived ...
     if (!mutant(101)) __syncthreads();   // ... for all threads, and nobody reads the stage before it any more
-    if (step + Tile::kStages - 1 < steps) load(step + Tile::kStages - 1);
+    if (step + Tile::kStages - 1 < steps) load(step + Tile::kStages - 1, free);
     cp_async_commit();
-    const uint32_t a = stages + step % Tile::kStages * kStageBytes;
     multiply<A, B>(acc, a, warp_row, a + A::kBytes, warp_col);
     if (sum_here) add_rows<A>(sums, a, warp_row);
+    free = a, a = a + kStageBytes == stages + Tile::kStages * kStageBytes ? stages : a + kStageBytes;
   }
   __syncthreads();   // the stages become room for the epilogue
   if (sum_here) store_sums<T>(g.sums + blockIdx.y * g.sums_stride, sums, origin.x + warp_row, g.m);

@@ -64,12 +64,15 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const T* from, int64_t st
   static_assert(kThreads % Tile::kChunks == 0 && Tile::kLines % kStep == 0, "threads share a tile evenly");
   const int chunk = threadIdx.x % Tile::kChunks, first = threadIdx.x / Tile::kChunks;
   const int bytes = min(max((across - chunk * Tile::kPack) * int(sizeof(T)), 0), 16);
+  const uint32_t place = to + Tile::offset(first, chunk);
+  const int left = lines - first;
+  const auto there = [&](int line) { return line < left || mutant(103) ? bytes : 0; };
   from += first * stride + chunk * Tile::kPack;
-  const auto there = [&](int line) { return first + line < lines || mutant(103) ? bytes : 0; };
   if (aligned) {
 #pragma unroll
     for (int line = 0; line < Tile::kLines; line += kStep)
-      cp_async(to + Tile::offset(first + line, chunk), from + line * stride, there(line));
+      cp_async(kStep % 8 ? to + Tile::offset(first + line, chunk) : place + line * Tile::kChunks * 16,   // the same XOR
+               from + line * stride, there(line));
   } else {
 #pragma unroll 1
     for (int line = 0; line < Tile::kLines; line += kStep)
