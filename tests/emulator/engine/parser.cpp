@@ -32,7 +32,9 @@ void Parser::instruction(string text) {
     } else if (base == "brx") {
         vector<string> pieces = split(rest, ',');
         st.args.push_back(operand(pieces[0]));
-        jumps_.push_back({index, scope_, tables_.at(pieces[1])});
+        auto table = pieces.size() > 1 ? tables_.find(pieces[1]) : tables_.end();
+        if (table == tables_.end()) throw Unsupported("no .branchtargets for " + rest);
+        jumps_.push_back({index, scope_, table->second});
     } else if (!rest.empty()) {
         for (const string& piece : split(rest, ',')) {
             size_t bar = piece[0] == '[' || piece[0] == '{' ? string::npos : piece.find('|');
@@ -63,12 +65,13 @@ void Parser::statement(string text) {
         if (text.find_first_of(" \t,.[{") < colon || text[colon + 1] == ':') break;
         string label = text.substr(0, colon);
         text = trim(text.substr(colon + 1));
-        if (starts_with(text, ".branchtargets")) {
-            tables_[label] = split(text.substr(14), ',');
-            return;
-        }
-        if (starts_with(text, ".callprototype")) return;
         scopes_[scope_].labels[label] = int(f_->body.size());
+        last_label_ = label;
+    }
+    if (starts_with(text, ".callprototype")) return;
+    if (starts_with(text, ".branchtargets")) {  // of the label before it, on its line or above
+        tables_[last_label_] = split(text.substr(14), ',');
+        return;
     }
     if (text.empty()) return;
     if (text[0] != '.') return instruction(text);

@@ -40,6 +40,7 @@ private:
     };
     vector<Jump> jumps_;
     std::map<string, vector<string>> tables_;  // .branchtargets
+    string last_label_;
 };
 
 }  // namespace ptx
