@@ -82,11 +82,11 @@ cudaError_t launch_all(const AdamWCudaArgs& a, cudaStream_t stream) {
   };
   if (clips) {   // the norm first
     then([&] { return launch_norm_of<kMost, false>(a, stream); });
-    then([&] { return launch_norm_of<kMost, true>(a, stream); });
+    then([&] { return launch_norm_of<kFewTensors, true>(a, stream); });
     then(finish);
   }
   then([&] { return launch_update_of<kMost, false>(a, clips, stream); });
-  then([&] { return launch_update_of<kMost, true>(a, clips, stream); });
+  then([&] { return launch_update_of<kFewTensors, true>(a, clips, stream); });
   if (!clips) then(finish);   // it came with the update
   return error;
 }

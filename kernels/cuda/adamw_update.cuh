@@ -1,6 +1,6 @@
 // Kernels of adamw_step_: every parameter in one launch, found through a table that travels as the kernel's argument.
-// Nothing is copied to the GPU and nothing waited for; in a CUDA graph the table is that of the capture, and the numbers
-// of each step come from `hyper` on the GPU.
+// Nothing is copied to the GPU and nothing waited for; in a CUDA graph the table is that of the capture, and the
+// numbers of each step come from `hyper` on the GPU.
 #pragma once
 
 #include "adamw.h"

@@ -9,7 +9,8 @@ namespace pyfast {
 constexpr int kTotalThreads = 1024;
 
 // The weight of a row: that of its class, 1 without class weights, 0 if it is ignored.
-__device__ __forceinline__ float row_weight(int64_t target, const float* weight, int64_t classes, int64_t ignore_index) {
+__device__ __forceinline__ float row_weight(int64_t target, const float* weight, int64_t classes,
+                                            int64_t ignore_index) {
   if (target == ignore_index && !mutant(4)) return 0;
   if (!weight) return 1;
   return target >= 0 && target < classes ? weight[target] : 0;

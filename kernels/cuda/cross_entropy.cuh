@@ -1,7 +1,8 @@
 // cross_entropy: one read of the logits forward, one read and one write backward.
 //
-// Every thread keeps a running maximum and the sum of exp(x - maximum) of what it has seen (Milakov & Gimelshein, 2018);
-// they meet at the end of the row. The row's head, up to its first whole sector, and its tail go element by element.
+// Every thread keeps a running maximum and the sum of exp(x - maximum) of what it has seen (Milakov & Gimelshein,
+// 2018); they meet at the end of the row. The row's head, up to its first whole sector, and its tail go element by
+// element.
 #pragma once
 
 #include "class_weights.cuh"
@@ -184,8 +185,8 @@ struct RowGradient {
   }
 };
 
-// Blocks walk over parts of rows as the forward does. `alike`: rows of logits and of their gradient are equally far from
-// a sector, so that packs of one are packs of the other.
+// Blocks walk over parts of rows as the forward does. `alike`: rows of logits and of their gradient are equally far
+// from a sector, so that packs of one are packs of the other.
 template <class T>
 __global__ void __launch_bounds__(kLossThreads) cross_entropy_backward_kernel(CrossEntropyBackwardCudaArgs a,
                                                                               bool alike) {

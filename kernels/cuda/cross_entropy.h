@@ -46,7 +46,7 @@ struct CrossEntropyBackwardCudaArgs {
 };
 
 constexpr int kCrossEntropyPart = 4;               // maximum, sum of exp, sum of logits, sum of class weights
-constexpr int kCrossEntropyPartColumns = 1 << 16;  // a longer row is split over blocks, or few rows would not fill a GPU
+constexpr int kCrossEntropyPartColumns = 1 << 16;  // a longer row is split over blocks: few rows must fill a GPU
 
 constexpr int cross_entropy_parts(int64_t cols) {
   return cols == 0 ? 1 : int((cols + kCrossEntropyPartColumns - 1) / kCrossEntropyPartColumns);

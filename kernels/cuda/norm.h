@@ -48,6 +48,7 @@ constexpr int kNormWideStrip = 256;   // columns of a block of the weight gradie
 inline NormPlan norm_plan(int64_t rows, int64_t cols, int64_t itemsize, int processors) {
   const int64_t sector = 32 / itemsize, group = std::gcd(cols, sector), period = sector / group;
   for (const int elements : {8, 16}) {
+    if (elements == 16 && itemsize == 4) continue;   // sixteen float32 of each operand would spill
     int warps = 1;
     while (warps < 16 && 32 * warps * elements < cols + sector - group) warps *= 2;
     if (32 * warps * elements < cols + sector - group) continue;

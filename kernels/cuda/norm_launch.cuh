@@ -7,32 +7,28 @@
 
 namespace pyfast {
 
-template <class T, class A>
-struct NormTypes {
+template <class T>
+struct NormType {
   using Element = T;
-  using Affine = A;
 };
 
-// f(NormTypes<T, A>): weight and bias are of x's dtype, or float32.
+// f(NormType<T>)
 template <class F>
-cudaError_t dispatch_norm(DType dtype, DType affine, const F& f) {
-  if (dtype == DType::float32) return f(NormTypes<float, float>{});
-  if (dtype == DType::bfloat16)
-    return affine == dtype ? f(NormTypes<bfloat16, bfloat16>{}) : f(NormTypes<bfloat16, float>{});
-  return affine == dtype ? f(NormTypes<float16, float16>{}) : f(NormTypes<float16, float>{});
+cudaError_t dispatch_norm(DType dtype, const F& f) {
+  if (dtype == DType::float32) return f(NormType<float>{});
+  return dtype == DType::bfloat16 ? f(NormType<bfloat16>{}) : f(NormType<float16>{});
 }
 
 template <bool kCentred>
 cudaError_t launch_norm(const NormCudaArgs& a, cudaStream_t stream) {
   const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors);
   const unsigned grid = unsigned(plan.blocks), block = unsigned(32 * plan.warps);
-  const size_t stage = staged_floats(a.cols) * sizeof(float);
-  return dispatch_norm(a.dtype, a.affine_dtype, [&](auto types) {
-    using T = typename decltype(types)::Element;
-    using A = typename decltype(types)::Affine;
-    if (plan.wide) wide_norm_forward_kernel<T, A, kCentred><<<grid, block, 0, stream>>>(a);
-    else if (plan.elements == 8) norm_forward_kernel<T, A, 8, kCentred><<<grid, block, stage, stream>>>(a);
-    else norm_forward_kernel<T, A, 16, kCentred><<<grid, block, stage, stream>>>(a);
+  const size_t stage = staged_floats(int64_t(block) * plan.elements) * sizeof(float);
+  return dispatch_norm(a.dtype, [&](auto type) {
+    using T = typename decltype(type)::Element;
+    if (plan.wide) wide_norm_forward_kernel<T, kCentred><<<grid, block, 0, stream>>>(a);
+    else if (plan.elements == 8) norm_forward_kernel<T, 8, kCentred><<<grid, block, stage, stream>>>(a);
+    else if constexpr (sizeof(T) == 2) norm_forward_kernel<T, 16, kCentred><<<grid, block, stage, stream>>>(a);
     return cudaGetLastError();
   });
 }
@@ -56,20 +52,21 @@ cudaError_t launch_norm_backward(const NormBackwardCudaArgs& a, cudaStream_t str
   const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors);
   const unsigned grid = unsigned(plan.blocks), block = unsigned(32 * plan.warps);
   const dim3 strips(unsigned((a.cols + kNormWideStrip - 1) / kNormWideStrip), unsigned(plan.partials));
-  const size_t stage = staged_floats(a.cols) * sizeof(float);
-  return dispatch_norm(a.dtype, a.affine_dtype, [&](auto types) {
-    using T = typename decltype(types)::Element;
-    using A = typename decltype(types)::Affine;
+  const size_t stage = staged_floats(int64_t(block) * plan.elements) * sizeof(float);
+  return dispatch_norm(a.dtype, [&](auto type) {
+    using T = typename decltype(type)::Element;
     if (plan.wide) {
-      wide_norm_backward_kernel<T, A, kCentred><<<grid, block, 0, stream>>>(a);
+      wide_norm_backward_kernel<T, kCentred><<<grid, block, 0, stream>>>(a);
       if (a.partial) wide_norm_weight_kernel<T, kCentred><<<strips, kNormWideStrip, 0, stream>>>(a);
     } else if (plan.elements == 8) {
-      norm_backward_kernel<T, A, 8, kCentred><<<grid, block, stage, stream>>>(a);
-    } else {
-      norm_backward_kernel<T, A, 16, kCentred><<<grid, block, stage, stream>>>(a);
+      norm_backward_kernel<T, 8, kCentred><<<grid, block, stage, stream>>>(a);
+    } else if constexpr (sizeof(T) == 2) {
+      norm_backward_kernel<T, 16, kCentred><<<grid, block, stage, stream>>>(a);
     }
     const cudaError_t error = cudaGetLastError();
-    return error == cudaSuccess && a.partial ? launch_norm_sums<A>(a, plan, stream) : error;
+    if (error != cudaSuccess || !a.partial) return error;
+    return a.affine_dtype == a.dtype ? launch_norm_sums<T>(a, plan, stream)
+                                     : launch_norm_sums<float>(a, plan, stream);
   });
 }
 

@@ -23,6 +23,14 @@ __device__ __forceinline__ void load_edge(float (&to)[kPack<T>], const S* row, i
   for (int e = 0; e < kPack<T>; ++e) to[e] = unsigned(col + e) < unsigned(cols) ? float(row[col + e]) : 0;
 }
 
+// The same of weight or bias, which are of T or float32.
+template <class T>
+__device__ __forceinline__ void load_affine(float (&to)[kPack<T>], const void* from, DType dtype, int col, int cols,
+                                            bool aligned) {
+  if (dtype == DType::float32) load_edge<T>(to, static_cast<const float*>(from), col, cols, aligned);
+  else load_edge<T>(to, static_cast<const T*>(from), col, cols, aligned);
+}
+
 template <class T>
 __device__ __forceinline__ void store_edge(T* row, const float (&from)[kPack<T>], int col, int cols) {
   if (col >= 0 && col + kPack<T> <= cols) return store_pack(row + col, from);
@@ -46,7 +54,7 @@ struct Moments {
 };
 
 // A block takes one row.
-template <class T, class A, bool kCentred>
+template <class T, bool kCentred>
 __global__ void __launch_bounds__(512) wide_norm_forward_kernel(NormCudaArgs a) {
   constexpr int kSize = kPack<T>;
   __shared__ typename BlockReduction<2>::Shared meeting;
@@ -99,8 +107,8 @@ __global__ void __launch_bounds__(512) wide_norm_forward_kernel(NormCudaArgs a) 
   for_packs<T>(at, a.cols, [&](int col) {
     float v[kSize], scale[kSize], shift[kSize];
     load_edge<T>(v, stored, col, a.cols, true);
-    if (a.weight) load_edge<T>(scale, static_cast<const A*>(a.weight), col, a.cols, aligned);
-    if (a.bias) load_edge<T>(shift, static_cast<const A*>(a.bias), col, a.cols, aligned);
+    if (a.weight) load_affine<T>(scale, a.weight, a.affine_dtype, col, a.cols, aligned);
+    if (a.bias) load_affine<T>(shift, a.bias, a.affine_dtype, col, a.cols, aligned);
 #pragma unroll
     for (int e = 0; e < kSize; ++e)
       v[e] = (v[e] - mean) * rstd * (a.weight ? scale[e] : 1) + (a.bias ? shift[e] : 0);
@@ -108,7 +116,7 @@ __global__ void __launch_bounds__(512) wide_norm_forward_kernel(NormCudaArgs a) 
   });
 }
 
-template <class T, class A, bool kCentred>
+template <class T, bool kCentred>
 __global__ void __launch_bounds__(512) wide_norm_backward_kernel(NormBackwardCudaArgs a) {
   constexpr int kSize = kPack<T>;
   __shared__ typename BlockReduction<2>::Shared meeting;
@@ -120,7 +128,7 @@ __global__ void __launch_bounds__(512) wide_norm_backward_kernel(NormBackwardCud
     float scale[kSize];
     load_edge<T>(xhat, static_cast<const T*>(a.x) + at, col, a.cols, true);
     load_edge<T>(g, static_cast<const T*>(a.grad_out) + at, col, a.cols, true);
-    if (a.weight) load_edge<T>(scale, static_cast<const A*>(a.weight), col, a.cols, aligned);
+    if (a.weight) load_affine<T>(scale, a.weight, a.affine_dtype, col, a.cols, aligned);
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
       xhat[e] = (xhat[e] - mean) * rstd;

@@ -60,13 +60,16 @@ __device__ __forceinline__ void turn(T* out, const T* x, int64_t half, const flo
   }
 }
 
-// A block takes one position, all its heads, and every gridDim.y-th sequence.
+// A block takes one position and every gridDim.y-th sequence. A thread has the same pairs of several heads, whose
+// angles it keeps.
 template <class T, bool kInterleaved, int kPairs>
 __global__ void __launch_bounds__(kRopeThreads) rope_kernel(RopeCudaArgs a) {
   const int64_t time = blockIdx.x, half = a.size / 2;
-  const int units = int(half / kPairs), all = int(a.heads) * units + int(mutant(1));
-  for (int u = int(threadIdx.x); u < all; u += int(blockDim.x)) {
-    const int head = u / units, pair = u % units * kPairs, element = kInterleaved ? 2 * pair : pair;
+  const int units = int(half / kPairs), lanes = min(units, int(blockDim.x));
+  const int groups = int(blockDim.x) / lanes, group = int(threadIdx.x) / lanes;
+  if (group >= groups) return;
+  for (int unit = int(threadIdx.x) % lanes; unit < units; unit += lanes) {
+    const int pair = unit * kPairs, element = kInterleaved ? 2 * pair : pair;
     float cos[kPairs], sin[kPairs];
     take<(kPairs > 1)>(cos, a.cos + time * a.cos_stride + pair);
     take<(kPairs > 1)>(sin, a.sin + time * a.sin_stride + pair);
@@ -74,10 +77,12 @@ __global__ void __launch_bounds__(kRopeThreads) rope_kernel(RopeCudaArgs a) {
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) sin[i] = -sin[i];
     }
-    const T* x = static_cast<const T*>(a.x) + head * a.head_stride + time * a.time_stride + element;
-    T* out = static_cast<T*>(a.out) + (time * a.heads + head) * a.size + element;
-    for (int64_t batch = blockIdx.y; batch < a.batch; batch += gridDim.y)
-      turn<kInterleaved, kPairs>(out + batch * a.length * a.heads * a.size, x + batch * a.batch_stride, half, cos, sin);
+    for (int64_t batch = blockIdx.y; batch < a.batch; batch += gridDim.y) {
+      const T* x = static_cast<const T*>(a.x) + batch * a.batch_stride + time * a.time_stride + element;
+      T* out = static_cast<T*>(a.out) + (batch * a.length + time) * a.heads * a.size + element;
+      for (int head = group; head < int(a.heads) + int(mutant(1)); head += groups)
+        turn<kInterleaved, kPairs>(out + head * a.size, x + head * a.head_stride, half, cos, sin);
+    }
   }
 }
 
@@ -96,11 +101,11 @@ inline bool rope_packs(const RopeCudaArgs& a) {
 template <class T>
 cudaError_t launch_rope_of(const RopeCudaArgs& a, cudaStream_t stream) {
   const bool packs = rope_packs(a);
-  const int64_t units = a.heads * (a.size / 2) / (packs ? (a.interleaved ? 2 : 4) : 1);
+  const int64_t units = a.size / 2 / (packs ? (a.interleaved ? 2 : 4) : 1);
   unsigned threads = 32;
   while (threads < kRopeThreads && threads < units) threads *= 2;
   // The batch is split only where there are too few positions to fill the processors.
-  const int64_t splits = int64_t(a.processors) * 2048 / threads / a.length;
+  const int64_t splits = int64_t(a.processors) * 512 / threads / a.length;
   const dim3 grid(unsigned(a.length), unsigned(splits < 1 ? 1 : splits < a.batch ? splits : a.batch));
   if (a.interleaved && packs) rope_kernel<T, true, 2><<<grid, threads, 0, stream>>>(a);
   else if (a.interleaved) rope_kernel<T, true, 1><<<grid, threads, 0, stream>>>(a);

@@ -9,7 +9,8 @@
 
 namespace pyfast {
 
-// x [B, H, T, D] of any strides but the last, which is 1; cos and sin [T, D / 2] likewise; out [B, T, H, D], contiguous.
+// x [B, H, T, D] of any strides but the last, which is 1; cos and sin [T, D / 2] likewise; out [B, T, H, D] is
+// contiguous.
 struct RopeCudaArgs {
   DType dtype;
   bool interleaved, inverse;   // pairs are neighbours; turn back

@@ -11,6 +11,26 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 template <class T>
 constexpr int kPack = 16 / int(sizeof(T));   // elements of the widest access
 
+// A pack and its elements, 16-bit ones in pairs.
+template <class A>
+__device__ __forceinline__ void unpack(A* to, const bfloat16* two) {
+  const uint32_t bits = *reinterpret_cast<const uint32_t*>(two);
+  to[0] = __uint_as_float(bits << 16);
+  to[1] = __uint_as_float(bits & 0xffff0000u);
+}
+__device__ __forceinline__ void unpack(float* to, const float16* two) {
+  const float2 v = __half22float2(*reinterpret_cast<const __half2*>(two));
+  to[0] = v.x;
+  to[1] = v.y;
+}
+template <class A>
+__device__ __forceinline__ void pack(bfloat16* two, const A* from) {
+  *reinterpret_cast<__nv_bfloat162*>(two) = __floats2bfloat162_rn(from[0], from[1]);
+}
+__device__ __forceinline__ void pack(float16* two, const float* from) {
+  *reinterpret_cast<__half2*>(two) = __floats2half2_rn(from[0], from[1]);
+}
+
 // kCount neighbours that begin at a multiple of 16 bytes, or of their size where that is less.
 template <int kCount, class A, class T>
 __device__ __forceinline__ void load_pack(A (&to)[kCount], const T* from) {
@@ -22,15 +42,25 @@ __device__ __forceinline__ void load_pack(A (&to)[kCount], const T* from) {
     for (int i = 0; i < int(sizeof(part) / 16); ++i)
       reinterpret_cast<uint4*>(part)[i] = reinterpret_cast<const uint4*>(from)[i];
   }
+  if constexpr (sizeof(T) == 2) {
 #pragma unroll
-  for (int e = 0; e < kCount; ++e) to[e] = A(part[e]);
+    for (int e = 0; e < kCount; e += 2) unpack(to + e, part + e);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) to[e] = A(part[e]);
+  }
 }
 
 template <int kCount, class A, class T>
 __device__ __forceinline__ void store_pack(T* to, const A (&from)[kCount]) {
   alignas(16) T part[kCount];
+  if constexpr (sizeof(T) == 2) {
 #pragma unroll
-  for (int e = 0; e < kCount; ++e) part[e] = T(from[e]);
+    for (int e = 0; e < kCount; e += 2) pack(part + e, from + e);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) part[e] = T(from[e]);
+  }
   // As instructions that stay whole: nvcc shares plain stores with those of single elements in another branch.
   if constexpr (sizeof(part) == 8) {
     __stwb(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(part));
@@ -41,8 +71,8 @@ __device__ __forceinline__ void store_pack(T* to, const A (&from)[kCount]) {
   }
 }
 
-// What a thread holds of a row of `cols` elements: kVecs packs, blockDim.x packs from one to the next. Packs are counted
-// from the sector that the row begins in, `shift` elements before it: no access straddles a sector it does not fill.
+// What a thread holds of a row of `cols` elements: kVecs packs, blockDim.x packs from one to the next. Packs are
+// counted from the sector that the row begins in, `shift` elements before it: no access straddles one it does not fill.
 template <class T, int kVecs>
 struct RowSlice {
   static constexpr int kSize = kPack<T>, kElements = kVecs * kSize;
@@ -54,53 +84,76 @@ struct RowSlice {
   __device__ __forceinline__ int col(int element) const { return first(element / kSize) + element % kSize; }
   __device__ __forceinline__ bool has(int col) const { return unsigned(col) < unsigned(cols); }
   __device__ __forceinline__ bool whole(int col) const { return col >= 0 && col + kSize <= cols; }
+  __device__ __forceinline__ bool is_edge(int col) const { return col + kSize > 0 && col < cols && !whole(col); }
 
-  // Zeros outside of the row.
+  // Zeros outside of the row. Around it `before` and `after` elements, the row counted in, may be read all the same:
+  // those of its neighbours, which share sectors with it.
   template <class S>
-  __device__ __forceinline__ void load(float (&to)[kElements], const S* row) const {
+  __device__ __forceinline__ void load(float (&to)[kElements], const S* row, int64_t before, int64_t after) const {
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       const int col = first(v);
+      const bool edge = is_edge(col), reachable = col >= -before && col + kSize <= after;
       float part[kSize] = {};
-      if (whole(col)) {
-        load_pack(part, row + col);
-      } else {
+      if (whole(col) || (edge && reachable)) load_pack(part, row + col);
+      if (edge) {
 #pragma unroll
-        for (int e = 0; e < kSize; ++e)
-          if (has(col + e)) part[e] = float(row[col + e]);
+        for (int e = 0; e < kSize; ++e) {
+          if (!has(col + e)) part[e] = 0;
+          else if (!reachable) part[e] = float(row[col + e]);
+        }
       }
 #pragma unroll
       for (int e = 0; e < kSize; ++e) to[v * kSize + e] = part[e];
     }
   }
 
+  // f(i) for every element i that is in the row.
+  template <class F>
+  __device__ __forceinline__ void for_each(const F& f) const {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      const bool all = whole(first(v));
+#pragma unroll
+      for (int e = 0; e < kSize; ++e)
+        if (all || has(first(v) + e)) f(v * kSize + e);
+    }
+  }
+
+  // All lanes of a warp together: the elements of a pack at an edge of the row go to as many lanes, which store them at
+  // once. In pieces by their own lane they would ask for their sector several times.
   __device__ __forceinline__ void store(T* row, const float (&from)[kElements]) const {
+    const int lane = int(threadIdx.x % 32);
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       const int col = first(v);
       float part[kSize];
 #pragma unroll
       for (int e = 0; e < kSize; ++e) part[e] = from[v * kSize + e];
-      if (whole(col)) {
-        store_pack(row + col, part);
-      } else {
+      if (whole(col)) store_pack(row + col, part);
+      for (unsigned edges = __ballot_sync(kFullWarp, is_edge(col)); edges; edges &= edges - 1) {
+        const int owner = __ffs(int(edges)) - 1, mine = __shfl_sync(kFullWarp, col, owner) + lane;
+        float element = 0;
 #pragma unroll
-        for (int e = 0; e < kSize; ++e)
-          if (has(col + e)) row[col + e] = T(part[e]);
+        for (int e = 0; e < kSize; ++e) {
+          const float other = __shfl_sync(kFullWarp, part[e], owner);
+          element = lane == e ? other : element;
+        }
+        if (lane < kSize && has(mine)) row[mine] = T(element);
       }
     }
   }
 };
 
-// Where a column lies in shared memory, so that neither neighbours nor every eighth of them share a bank.
-__device__ __forceinline__ int staged(int col) { return col + col / 32; }
-constexpr int64_t staged_floats(int64_t cols) { return cols + cols / 32 + 1; }
+// Where an element of the block's window lies in shared memory: so that neither neighbours nor every eighth of them
+// share a bank.
+__device__ __forceinline__ int staged(int place) { return place + place / 32; }
+constexpr int64_t staged_floats(int64_t places) { return places + places / 32 + 1; }
 
 template <class V, class F>
-__device__ __forceinline__ V over_lanes(V v, int lanes, const F& f) {
+__device__ __forceinline__ V over_lanes(V v, const F& f) {
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2)
-    if (step < lanes) v = f(v, __shfl_xor_sync(kFullWarp, v, step));
+  for (int step = 16; step > 0; step /= 2) v = f(v, __shfl_xor_sync(kFullWarp, v, step));
   return v;
 }
 
@@ -127,7 +180,7 @@ class BlockReduction {
   __device__ __forceinline__ void reduce(V (&v)[kCount], const F& f) {
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
 #pragma unroll
-    for (int c = 0; c < kCount; ++c) v[c] = over_lanes(v[c], 32, f);
+    for (int c = 0; c < kCount; ++c) v[c] = over_lanes(v[c], f);
     if (warps == 1) return;
     V(&place)[kCount][32] = shared_.place[turn_];
     turn_ ^= 1;
@@ -137,7 +190,11 @@ class BlockReduction {
     }
     __syncthreads();
 #pragma unroll
-    for (int c = 0; c < kCount; ++c) v[c] = over_lanes(place[c][lane % warps], warps, f);   // warps: a power of two
+    for (int c = 0; c < kCount; ++c) v[c] = place[c][lane & (warps - 1)];   // warps: a power of two
+#pragma unroll 1
+    for (int step = warps / 2; step > 0; step /= 2)
+#pragma unroll
+      for (int c = 0; c < kCount; ++c) v[c] = f(v[c], __shfl_xor_sync(kFullWarp, v[c], step));
   }
 
  private:

@@ -1,5 +1,5 @@
-// What a CUDA room asks torch, answered for CPU tensors while it runs: they are on cuda:0, which has a stream. All other
-// calls pass through. The extension finds these before torch's own, since it is linked to this library first.
+// What a CUDA room asks torch, answered for CPU tensors while it runs: they are on cuda:0, which has a stream. All
+// other calls pass through. The extension finds these before torch's own, since it is linked to this library first.
 #include <dlfcn.h>
 #include <torch/csrc/stable/c/shim.h>
 
