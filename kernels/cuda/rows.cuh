@@ -120,26 +120,28 @@ struct RowSlice {
     }
   }
 
-  // All lanes of a warp together: the elements of a pack at an edge of the row go to as many lanes, which store them at
-  // once. In pieces by their own lane they would ask for their sector several times.
+  // All lanes of a warp together. The elements of a sector at an edge of the row go to as many lanes, which store them
+  // at once: in pieces, or beside whole packs, they would ask for their sector several times.
   __device__ __forceinline__ void store(T* row, const float (&from)[kElements]) const {
     const int lane = int(threadIdx.x % 32);
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
-      const int col = first(v);
+      const int sector = first(v) - lane % 2 * kSize;
+      const bool inside = sector >= 0 && sector + 2 * kSize <= cols;
+      const bool edge = !inside && sector + 2 * kSize > 0 && sector < cols;
       float part[kSize];
 #pragma unroll
       for (int e = 0; e < kSize; ++e) part[e] = from[v * kSize + e];
-      if (whole(col)) store_pack(row + col, part);
-      for (unsigned edges = __ballot_sync(kFullWarp, is_edge(col)); edges; edges &= edges - 1) {
-        const int owner = __ffs(int(edges)) - 1, mine = __shfl_sync(kFullWarp, col, owner) + lane;
+      if (inside) store_pack(row + first(v), part);
+      for (unsigned edges = __ballot_sync(kFullWarp, edge && lane % 2 == 0); edges; edges &= edges - 1) {
+        const int owner = __ffs(int(edges)) - 1, mine = __shfl_sync(kFullWarp, sector, owner) + lane;
         float element = 0;
 #pragma unroll
         for (int e = 0; e < kSize; ++e) {
-          const float other = __shfl_sync(kFullWarp, part[e], owner);
-          element = lane == e ? other : element;
+          const float other = __shfl_sync(kFullWarp, part[e], owner + lane / kSize);
+          element = lane % kSize == e ? other : element;
         }
-        if (lane < kSize && has(mine)) row[mine] = T(element);
+        if (lane < 2 * kSize && has(mine)) row[mine] = T(element);
       }
     }
   }

@@ -1,0 +1,86 @@
+"""What the CUDA C++ kernels may cost: the calls and the limits of the Triton budgets, by backend.
+
+`python -m tests.cuda_budgets [WORD ...]` records the counters anew in tests/cuda_budgets.json.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import triton
+
+import pyfast
+from tests import triton_budgets
+from tests.emulator.cuda import emulated
+from tests.emulator.cuda_extension import ROOT
+from tests.triton_budgets import Budget, excesses
+
+FILE = Path(__file__).with_name("cuda_budgets.json")
+OPS = ("layer_norm", "rms_norm", "cross_entropy", "rope", "adamw_step_")
+BUDGETS = [b for b in triton_budgets.BUDGETS if b.name.split("/")[0] in OPS]
+
+
+def counted(budget: Budget) -> list[dict[str, Any]]:
+    """The counters of each launch, in order."""
+    cache = triton_budgets.CACHE
+    machine = emulated(budget.capability, processors=budget.processors, cache_bytes=cache)
+    with machine as log, pyfast.using("cuda"):
+        budget.call()
+    return [triton_budgets._row(launch) for launch in log]
+
+
+def moved(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Of a whole call: bytes through memory, and sectors that warps ask for."""
+
+    def total(*names: str) -> int:
+        return sum(row.get(name, 0) for row in rows for name in names)
+
+    return {
+        "bytes": total("dram_read", "dram_written"),
+        "sectors": total("load_sectors", "store_sectors"),
+        "launches": len(rows),
+    }
+
+
+def resources() -> dict[str, dict[str, int]]:
+    """REG, STACK, LOCAL and SHARED of every kernel for every architecture, as compiled."""
+    found = {}
+    for path in sorted((ROOT / "build" / "objects").glob("*.cuda.o")):
+        tool = triton.knobs.nvidia.cuobjdump.path
+        command = [tool, "--dump-resource-usage", path]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        arch = ""
+        for line in text.splitlines():
+            if told := re.match(r"arch = (\w+)", line):
+                arch = told[1]
+            if told := re.match(r"\s*Function (\w+):", line):
+                name = f"{path.stem} {arch} {told[1]}"
+            if "REG:" in line:
+                found[name] = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", line)}
+    return found
+
+
+def recorded() -> dict[str, Any]:
+    """What the file holds: {name: rows}."""
+    return json.loads(FILE.read_text()) if FILE.exists() else {}
+
+
+def record(words: list[str]) -> None:
+    """Count anew and write the file; budgets that are gone leave it."""
+    kept = recorded()
+    for b in BUDGETS:
+        if b.name not in kept or not words or any(word in b.name for word in words):
+            kept[b.name] = {"run": counted(b)}
+            told = excesses(b, kept[b.name]["run"])
+            theirs = moved(triton_budgets.recorded()[b.name]["run"])
+            print(
+                b.name, told or "within its limits", moved(kept[b.name]["run"]), theirs, flush=True
+            )
+    FILE.write_text(triton_budgets._text({b.name: kept[b.name] for b in BUDGETS}))
+
+
+if __name__ == "__main__":
+    record(sys.argv[1:])

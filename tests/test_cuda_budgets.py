@@ -1,0 +1,41 @@
+"""The CUDA C++ kernels cost what tests/cuda_budgets.json says, and no more than Triton's."""
+
+import pytest
+
+from pyfast import backend
+from tests.cuda_lanes import needs_emulator
+
+pytest.importorskip("triton", reason="the budgets, and cuobjdump, are Triton's")
+
+from tests import cuda_budgets, triton_budgets
+from tests.cuda_budgets import BUDGETS
+
+pytestmark = needs_emulator
+
+# Counters are those of one compiler; another may spend other instructions.
+PINNED = "13.0"
+pinned = pytest.mark.skipif(
+    not getattr(backend.extension(), "nvcc", "").startswith(PINNED),
+    reason=f"counted with nvcc {PINNED}",
+)
+
+
+@pinned
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda b: b.name)
+def test_counters_are_those_recorded_and_no_worse_than_tritons(budget) -> None:
+    rows = cuda_budgets.counted(budget)
+    assert rows == cuda_budgets.recorded()[budget.name]["run"], (
+        f"if this is meant: python -m tests.cuda_budgets '{budget.name}'"
+    )
+    assert not triton_budgets.excesses(budget, rows)
+    ours = cuda_budgets.moved(rows)
+    theirs = cuda_budgets.moved(triton_budgets.recorded()[budget.name]["run"])
+    for name, value in ours.items():
+        assert value <= theirs[name] * 1.005 + (name == "launches"), (name, ours, theirs)
+
+
+def test_no_kernel_spills() -> None:
+    found = cuda_budgets.resources()
+    assert len(found) > 100
+    spilling = {name: r for name, r in found.items() if r["STACK"] or r["LOCAL"]}
+    assert not spilling
