@@ -15,10 +15,9 @@ constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 // Keys of a block: about 128, in whole panels.
 template <class Core> constexpr int64_t kBlockKeys = 128 / Core::kRows * Core::kRows;
 
-// 2^t for t <= 127: exactly 1 at 0 and 0 at -inf; relative error below 1e-7. Results below 2^-126 may become 0.
+// 2^t for t <= 127: exactly 1 at 0 and 0 at -inf; relative error below 1e-7. Results below 2^-126 become 0.
 inline VecF exp2(VecF t) {
   constexpr float kRound = 12582912.f;   // 1.5 * 2^23: adding it rounds to an integer
-  t = t < -200.f ? splat(-200.f) : t;
   const VecF n = (t + kRound) - kRound, r = t - n;
   VecF p = r * 0.00015353361959569156f + 0.0013398873852565885f;
   p = p * r + 0.00961843691766262f;
@@ -27,10 +26,11 @@ inline VecF exp2(VecF t) {
   p = p * r + 0.6931471824645996f;
   p = p * r + 1.f;
 #ifdef __AVX512F__
-  return (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
+  return (VecF)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(-126.f), _CMP_NLT_UQ), (__m512)p,
+                                      (__m512)n);
 #else
-  const VecI whole = __builtin_convertvector(t == t ? n : VecF{}, VecI);
-  return whole < -126 ? VecF{} : p * power_of_two(whole);
+  const VecI whole = __builtin_convertvector(t >= -126.f ? n : VecF{}, VecI);
+  return t < -126.f ? VecF{} : p * power_of_two(whole);
 #endif
 }
 inline VecD exp2(VecD t) { return each_lane(t, [](double v) { return __builtin_exp2(v); }); }

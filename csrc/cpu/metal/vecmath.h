@@ -22,8 +22,6 @@ inline VecF exp(VecF x) {
   constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.f;                          // 1.5 * 2^23: adding it rounds to an integer
   constexpr float kLeast = -87.3f;                              // e^x is normal from -87.33
-  const auto vanishes = x < kLeast;
-  x = vanishes ? splat(kLeast) : x;
   x = x > 89.f ? splat(89.f) : x;
   const VecF n = (x * kLog2e + kRound) - kRound;
   const VecF r = (x - n * kLn2High) - n * kLn2Low;
@@ -33,12 +31,12 @@ inline VecF exp(VecF x) {
   p = p * r + 0.5f;
   p = p * (r * r) + (r + 1.f);
 #ifdef __AVX512F__
-  const VecF y = (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
+  return (VecF)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(kLeast), _CMP_NLT_UQ), (__m512)p,
+                                      (__m512)n);
 #else
-  const VecI whole = __builtin_convertvector(x == x ? n : VecF{}, VecI), half = whole >> 1;   // 2^n in two steps
-  const VecF y = p * power_of_two(half) * power_of_two(whole - half);
+  const VecI whole = __builtin_convertvector(x >= kLeast ? n : VecF{}, VecI), half = whole >> 1;   // 2^n in two steps
+  return x < kLeast ? VecF{} : p * power_of_two(half) * power_of_two(whole - half);
 #endif
-  return vanishes ? VecF{} : y;
 }
 inline VecD exp(VecD x) { return each_lane(x, [](double v) { return __builtin_exp(v); }); }
 
