@@ -16,6 +16,8 @@ from pyfast import build
 def load() -> tuple[ModuleType | None, str]:
     """The extension module and where it comes from, or None and the reason."""
     if "pyfast.build" in sys.orig_argv:  # python -m pyfast.build imports this package on its way
+        # and would warn that the package has imported build.py: run twice, it does no harm
+        warnings.filterwarnings("ignore", "'pyfast.build' found in sys.modules", RuntimeWarning)
         return None, "it is being built"
     try:
         if other := os.environ.get("PYFAST_EXTENSION"):
