@@ -14,9 +14,9 @@ from tests.emulator import Module, Stats, nvcc
 SOURCE = Path(__file__).parent / "cuda/gemm.cu"
 B, H, F = torch.bfloat16, torch.float16, torch.float32
 NAMES = {B: "__nv_bfloat16", H: "__half", F: "If"}
-# Tile: its rows, columns and depth, and the threads of a block. 48 KB of shared memory in all.
+# Tile: its rows, columns and depth, and the threads of a block; three stages of shared memory.
 LARGE, SMALL, FLOAT = (128, 128, 32, 128), (64, 64, 64, 128), (64, 64, 32, 64)
-SHARED = 49152
+HOPPER = (128, 128, 64, 256)
 ACTIVATIONS = list(reference.ACTIVATIONS)
 ARCHS = ["sm_80", "sm_90a"]
 P, Int, L, Flag = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_bool
@@ -94,13 +94,15 @@ def gemm(
     operands = [operand(t, major) for t, major in zip((a, b), majors, strict=True)]
     args = Gemm(*operands, m, n, k, split, pointer(sums), stride)
     code = {"depth": "MajorE0", "rows": "MajorE1"}
-    words = (NAMES[a.dtype], f"ILi{rows}E", code[majors[0]], type(epilogue).__name__ + "Epi")
+    kind, shape = type(epilogue).__name__ + "Epi", f"ILi{rows}ELi{cols}ELi{depth}E"
+    words = (NAMES[a.dtype], shape, code[majors[0]], kind)
+    stages = 3 * (rows + cols) * depth * a.element_size()
     fresh = written if sums is None else [*written, sums]
     reachable = [a, b, *options.pop("reachable", ()), *fresh]
     grid = (-(-m // rows) * -(-n // cols), slices)
     return kernels.launch(
         find(kernels, "gemm_kernel", *words), grid, threads, [bytes(args), bytes(epilogue)],
-        shared_bytes=SHARED, reachable=reachable, uninitialised=fresh, **options,
+        shared_bytes=stages, reachable=reachable, uninitialised=fresh, **options,
     )  # fmt: skip
 
 
@@ -138,6 +140,7 @@ def weight_gradient(
     dtype: torch.dtype,
     sizes: tuple[int, int, int],
     slices: int = 1,
+    tile: tuple[int, int, int, int] = LARGE,
     **options: Any,
 ) -> Stats:
     """dY^T X in slices, and the sums of dY's columns, against float64."""
@@ -147,7 +150,7 @@ def weight_gradient(
     size = -(-m * n // 4) * 4
     out, parts = torch.empty(m, n, dtype=dtype), torch.empty(slices, size)
     sums = torch.empty(slices, m)
-    tile = FLOAT if dtype == F else LARGE
+    tile = FLOAT if dtype == F else tile
     partial = parts if slices > 1 else None
     epilogue = Store(pointer(out), pointer(partial), n, size, n % 4 == 0)
     written = [out] if partial is None else [parts]

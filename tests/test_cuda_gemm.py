@@ -1,5 +1,6 @@
 """The CUDA GEMM and the passes beside it, kernel by kernel on the emulator, against float64."""
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -12,6 +13,7 @@ from tests.cuda_gemm import (
     ACTIVATIONS,
     ARCHS,
     FLOAT,
+    HOPPER,
     LARGE,
     SMALL,
     SOURCE,
@@ -130,6 +132,28 @@ def test_act_backward_moves_its_bytes_once(kernels) -> None:
     assert stats.bank_factor <= 1.05
 
 
+# The warpgroups of sm_90a: whole tiles and short ones, more steps than stages, every layout.
+@pytest.mark.parametrize("sizes", [(130, 140, 328), (65, 133, 33), (128, 128, 64)], ids=str)
+def test_wgmma_is_as_good_as_torch(sizes) -> None:
+    kernels = module("sm_90a")
+    linear(kernels, B, sizes, "silu", tile=HOPPER, order="greedy")
+    linear(kernels, H, sizes, "none", ("depth", "rows"), HOPPER, order="random", perturb=True)
+    m, n, k = sizes
+    weight_gradient(kernels, B, (k, n, m), 2, HOPPER, order="random", seed=3)
+
+
+def test_wgmma_main_loop_is_lean() -> None:
+    """wgmma reads shared memory itself; an m16n8k16 of mma.sync would be 4096 FLOP."""
+    runs = [linear(module("sm_90a"), B, (128, 128, 64 * n), tile=HOPPER) for n in (4, 12)]
+    flops = runs[1].mma_flops - runs[0].mma_flops
+    assert flops == 2 * 128 * 128 * 64 * 8
+    integers = runs[1].integer_instructions - runs[0].integer_instructions
+    assert integers / (flops / 4096) <= 4
+    assert runs[1].bank_factor == 1
+    fewer = runs[1].shared_load_waves - runs[0].shared_load_waves
+    assert fewer == 0
+
+
 # What each defect is: kernels/cuda names it where it stands.
 DEFECTS = {
     101: lambda k: weight_gradient(k, B, (136, 64, 100)),
@@ -152,6 +176,13 @@ def check_banks(stats: Stats) -> None:
 def test_gemm_defect_is_caught(mutant) -> None:
     with pytest.raises((AssertionError, Violation)):
         DEFECTS[mutant](module("sm_80", mutant))
+
+
+@pytest.mark.parametrize("mutant", [0, 111, 112])
+def test_wgmma_defect_is_caught(mutant) -> None:
+    told = pytest.raises((AssertionError, Violation)) if mutant else contextlib.nullcontext()
+    with told:
+        weight_gradient(module("sm_90a", mutant), B, (128, 136, 320), 1, HOPPER, order="random")
 
 
 def test_gemm_without_defect_passes_what_catches_them() -> None:

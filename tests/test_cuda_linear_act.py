@@ -17,16 +17,17 @@ def kernels(log) -> list[str]:
     return [launch.name for launch in log]
 
 
-def test_linear_act_takes_large_tiles_where_they_fill_a_gpu() -> None:
-    """2048 x 1024: 128 tiles of 128 x 128."""
+@pytest.mark.parametrize(("capability", "threads"), [(80, 128), (90, 256)])
+def test_linear_act_takes_large_tiles_where_they_fill_a_gpu(capability, threads) -> None:
+    """2048 x 1024: 128 tiles of 128 x 128; warpgroups on capability 9.0."""
     x, weight = torch.randn(2048, 48).to(B), torch.randn(1024, 48).to(B)
-    with emulated(80) as log, pyfast.using("cuda"):
+    with emulated(capability) as log, pyfast.using("cuda"):
         out, _ = torch.ops.pyfast.linear_act(x, weight, None, "relu", False)
-    assert log[0].block[0] == 128 and log[0].grid == (128, 1, 1)
+    assert log[0].block[0] == threads and log[0].grid == (128, 1, 1)
     exact = (x.double() @ weight.double().T).relu()
     assert (out - exact).abs().max() <= 2**-8 * exact.abs().max()
     assert log[0].stats.sector_efficiency == 1 and log[0].stats.bank_factor == 1
-    assert log[0].stats.mma_flops == 2 * 2048 * 1024 * 64  # 48 of depth, in steps of 32
+    assert log[0].stats.mma_flops == 2 * 2048 * 1024 * 64  # 48 of depth, in whole steps
 
 
 @pytest.mark.parametrize(("dtype", "capability"), LANES, ids=str)

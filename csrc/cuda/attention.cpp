@@ -8,6 +8,7 @@ namespace {
 
 constexpr const char* kOp = "attention";
 constexpr int64_t kMostFeatures = 256;
+constexpr int64_t kMostSize = kMostColumns - 1024;   // tiles that hang over the end are counted in 32 bits, too
 
 // The tensor itself where its last dimension has stride 1, else a contiguous copy.
 Tensor with_unit_stride(const Tensor& t) {
@@ -28,7 +29,7 @@ void expect_heads(const Gpu& gpu, const char* name, const Tensor& t, const Tenso
   STD_TORCH_CHECK(t.dim() == 4, kOp, ": ", name, " must have 4 dimensions; got ", text(sizes_of(t)));
   expect_same_dtype(kOp, name, t, like);
   for (int64_t d = 0; d < 4; ++d)
-    STD_TORCH_CHECK(t.size(d) < kMostColumns, kOp, ": ", name, " must have sizes below 2**31; got ",
+    STD_TORCH_CHECK(t.size(d) <= kMostSize, kOp, ": ", name, " must have sizes up to ", kMostSize, "; got ",
                     text(sizes_of(t)));
 }
 

@@ -27,6 +27,12 @@ class Gpu {
     return count;
   }
 
+  int capability() const {   // major
+    int major = 0;
+    launched(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_));
+    return major;
+  }
+
   void expect_here(const char* name, const Tensor& t) const {
     STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == index_, op_, ": ", name, " must be on cuda:", index_);
   }

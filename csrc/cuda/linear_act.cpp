@@ -7,6 +7,7 @@ namespace pyfast {
 namespace {
 
 constexpr const char* kOp = "linear_act";
+constexpr int64_t kMostSize = kMostColumns - 1024;   // tiles that hang over the end are counted in 32 bits, too
 
 // The operands of both directions, checked and brought to strides that the kernels read.
 struct Operands {
@@ -22,14 +23,15 @@ struct Operands {
     gpu.expect_here("weight", matrix);
     expect_same_dtype(kOp, "weight", matrix, input);
     STD_TORCH_CHECK(matrix.size(1) == k, kOp, ": weight must be [N, K=", k, "]; got ", text(sizes_of(matrix)));
-    expect_columns(kOp, "x", k);
     x = unit_stride_rows(input), weight = unit_stride_either(matrix);
     transposed = is_transposed(matrix);
   }
 
   static int64_t rows_of(const char* name, const Tensor& t) {
     STD_TORCH_CHECK(t.dim() == 2, kOp, ": ", name, " must have 2 dimensions; got ", text(sizes_of(t)));
-    STD_TORCH_CHECK(t.size(0) < kMostColumns, kOp, ": ", name, " must have fewer than 2**31 rows; got ", t.size(0));
+    for (int64_t d = 0; d < 2; ++d)
+      STD_TORCH_CHECK(t.size(d) <= kMostSize, kOp, ": ", name, " must have sizes up to ", kMostSize, "; got ",
+                      text(sizes_of(t)));
     return t.size(0);
   }
 
@@ -45,10 +47,10 @@ std::tuple<Tensor, Tensor> linear_act_cuda(const Tensor& x, const Tensor& weight
   const Tensor out = o.gpu.empty({o.m, o.n}, x.scalar_type());
   const Tensor preact = o.gpu.empty(keep ? Sizes{o.m, o.n} : Sizes{0}, x.scalar_type());
   if (o.m == 0 || o.n == 0) return {out, preact};
-  o.gpu.launched(launch_linear_act({o.dtype, activation, o.m, o.n, o.k, o.x.const_data_ptr(), row_stride(o.x),
-                                    o.weight.const_data_ptr(), o.weight_stride(), o.transposed, pointer(bias),
-                                    out.mutable_data_ptr(), keep ? preact.mutable_data_ptr() : nullptr},
-                                   o.gpu.stream()));
+  const LinearActCudaArgs args{o.gpu.capability(), o.dtype, activation, o.m, o.n, o.k, o.x.const_data_ptr(),
+                               row_stride(o.x), o.weight.const_data_ptr(), o.weight_stride(), o.transposed,
+                               pointer(bias), out.mutable_data_ptr(), keep ? preact.mutable_data_ptr() : nullptr};
+  o.gpu.launched(launch_linear_act(args, o.gpu.stream()));
   return {out, preact};
 }
 
@@ -70,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_act_backward_cuda(const Tensor& grad_o
     for (Tensor* t : {&dx, &dweight, &dbias}) torch::stable::zero_(*t);
   } else {
     const auto wanted = [](const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
-    LinearActBackwardCudaArgs args{o.dtype, activation, o.m, o.n, o.k, dy.const_data_ptr(),
+    LinearActBackwardCudaArgs args{o.gpu.capability(), o.dtype, activation, o.m, o.n, o.k, dy.const_data_ptr(),
                                    activation == Act::none ? nullptr : pointer(saved), o.x.const_data_ptr(),
                                    row_stride(o.x), o.weight.const_data_ptr(), o.weight_stride(), o.transposed,
                                    wanted(dx), wanted(dweight), wanted(dbias), nullptr};

@@ -36,13 +36,15 @@ GemmOperand<T> operand(const void* data, int64_t stride) {
   return {static_cast<const T*>(data), stride, aligned};
 }
 
-// f(tile): the large one where it fills the GPU.
+// f(tile): a large one where it fills the GPU.
 template <class T, class F>
-auto dispatch_tile(int64_t m, int64_t n, const F& f) {
-  if constexpr (sizeof(T) == 4)
+auto dispatch_tile(int capability, int64_t m, int64_t n, const F& f) {
+  if constexpr (sizeof(T) == 4) {
     return f(FloatTile{});
-  else
-    return gemm_tiles<LargeTile>(m, n) >= kFullGrid ? f(LargeTile{}) : f(SmallTile{});
+  } else {
+    if (gemm_tiles<LargeTile>(m, n) < kFullGrid) return f(SmallTile{});
+    return capability == 9 ? f(HopperTile{}) : f(LargeTile{});
+  }
 }
 
 template <class T>
@@ -51,7 +53,7 @@ cudaError_t launch_linear_act_of(const LinearActCudaArgs& l, cudaStream_t stream
                       int(l.k), nullptr, 0};
   const LinearEpilogue<T> epilogue{static_cast<T*>(l.out), static_cast<T*>(l.preact), static_cast<const T*>(l.bias),
                                    l.n, l.act, l.n % 4 == 0};
-  return dispatch_tile<T>(l.m, l.n, [&](auto tile) {
+  return dispatch_tile<T>(l.capability, l.m, l.n, [&](auto tile) {
     using Tile = decltype(tile);
     constexpr auto kRows = Major::rows, kDepth = Major::depth;
     return l.transposed ? launch_gemm<T, Tile, kDepth, kRows, false>(g, 1, epilogue, stream)
@@ -67,6 +69,7 @@ cudaError_t launch_linear_act(const LinearActCudaArgs& l, cudaStream_t stream) {
 
 // How a gradient product is split along its depth, by its sizes alone, and what it needs of the workspace.
 struct ProductPlan {
+  int capability;
   int64_t m, n;
   int slices, split_k;
   int64_t parts() const { return slices > 1 ? slices * padded(m * n) : 0; }   // floats
@@ -74,13 +77,13 @@ struct ProductPlan {
 };
 
 template <class T>
-ProductPlan plan_product(int64_t m, int64_t n, int64_t k) {
-  return dispatch_tile<T>(m, n, [&](auto tile) {
+ProductPlan plan_product(int capability, int64_t m, int64_t n, int64_t k) {
+  return dispatch_tile<T>(capability, m, n, [&](auto tile) {
     using Tile = decltype(tile);
     const int64_t steps = ceil_div(k, Tile::kK), tiles = std::max<int64_t>(gemm_tiles<Tile>(m, n), 1);
     const int64_t most = std::min<int64_t>({kFullGrid / tiles, steps / kLeastSteps, kMostSlices});
     const int64_t slice = ceil_div(steps, std::max<int64_t>(most, 1));   // steps of each
-    return ProductPlan{m, n, int(ceil_div(steps, slice)), int(slice * Tile::kK)};
+    return ProductPlan{capability, m, n, int(ceil_div(steps, slice)), int(slice * Tile::kK)};
   });
 }
 
@@ -92,7 +95,7 @@ cudaError_t launch_product(const ProductPlan& plan, const GemmOperand<T>& a, con
   float* const part_sums = sums ? workspace + plan.parts() : nullptr;
   const GemmArgs<T> g{a, b, int(plan.m), int(plan.n), int(k), plan.split_k, part_sums, padded(plan.m)};
   const StoreEpilogue<T> epilogue{out, parts, plan.n, padded(plan.m * plan.n), plan.n % 4 == 0};
-  cudaError_t status = dispatch_tile<T>(plan.m, plan.n, [&](auto tile) {
+  cudaError_t status = dispatch_tile<T>(plan.capability, plan.m, plan.n, [&](auto tile) {
     return launch_gemm<T, decltype(tile), kA, kB, kSums>(g, plan.slices, epilogue, stream);
   });
   if (status == cudaSuccess && parts) status = launch_column_sums(out, parts, plan.m * plan.n, plan.slices, stream);
@@ -111,8 +114,8 @@ struct LinearActBackwardPlan {
     const bool products = l.grad_x || l.grad_weight;
     sums_in_product = l.grad_bias && l.act == Act::none && l.grad_weight && !l.transposed;
     pass = (l.act != Act::none && products) || (l.grad_bias && !sums_in_product);
-    dx = plan_product<T>(l.m, l.k, l.n);
-    dweight = l.transposed ? plan_product<T>(l.k, l.n, l.m) : plan_product<T>(l.n, l.k, l.m);
+    dx = plan_product<T>(l.capability, l.m, l.k, l.n);
+    dweight = plan_product<T>(l.capability, l.transposed ? l.k : l.n, l.transposed ? l.n : l.k, l.m);
     dpre = l.act != Act::none && products ? ceil_div(l.m * l.n * int64_t(sizeof(T)), 256) * 256 : 0;
     const int64_t floats[] = {pass && l.grad_bias ? act_backward_blocks<T>(l.m, l.n) * padded(l.n) : 0,
                               l.grad_x ? dx.parts() : 0,

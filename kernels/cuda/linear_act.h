@@ -9,9 +9,10 @@
 
 namespace pyfast {
 
-// x [m, k] with stride 1 in k; weight [n, k] with one of its strides 1 (that of n: `transposed`), weight_stride the other
-// one. Strides in elements; null means absent.
+// x [m, k] with stride 1 in k; weight [n, k] with one of its strides 1 (that of n: `transposed`), weight_stride the
+// other. Strides in elements; null means absent.
 struct LinearActCudaArgs {
+  int capability;   // the GPU's, major
   DType dtype;
   Act act;
   int64_t m, n, k;
@@ -26,6 +27,7 @@ struct LinearActCudaArgs {
 
 // Gradients that are null are not computed. grad_weight is [n, k], or [k, n] if `transposed`.
 struct LinearActBackwardCudaArgs {
+  int capability;
   DType dtype;
   Act act;
   int64_t m, n, k;

@@ -17,11 +17,11 @@ __device__ __forceinline__ int lane_id() { return int(threadIdx.x % 32); }
 
 // Lines of 16-byte chunks. The place of a chunk is XORed with its line, so that neither eight chunks of a line nor the
 // same chunk of eight lines share a bank; the same permutation as TMA's and wgmma's 128-byte swizzle.
-template <class T, Major kMajorIndex, int kRows, int kDepthSize>
+template <class T, Major kMajorIndex, int kRowCount, int kDepthSize>
 struct SharedTile {
   using Element = T;
   static constexpr Major kMajor = kMajorIndex;
-  static constexpr int kDepth = kDepthSize;
+  static constexpr int kRows = kRowCount, kDepth = kDepthSize;
   static constexpr int kPack = 16 / int(sizeof(T));                             // elements of a chunk
   static constexpr int kAcross = kMajor == Major::depth ? kDepth : kRows;       // elements of a line
   static constexpr int kLines = kMajor == Major::depth ? kRows : kDepth;

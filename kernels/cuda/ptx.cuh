@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace pyfast {
 
@@ -108,6 +109,49 @@ __device__ __forceinline__ void mma<float16>(float (&c)[4], const uint32_t (&a)[
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- warpgroups (sm_90a) ----
+
+// What this thread has written to shared memory becomes visible to wgmma and bulk copies.
+__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// A matrix in shared memory of 128-byte lines in groups of eight, XORed as SharedTile does: `leading` bytes from 64
+// rows to the next 64 where the rows have stride 1, `stride` bytes from group to group.
+__device__ __forceinline__ uint64_t wgmma_matrix(uint32_t address, uint32_t leading, uint32_t stride) {
+  return uint64_t(1) << 62 | uint64_t(stride >> 4) << 32 | uint64_t(leading >> 4) << 16 | (address & 0x3ffff) >> 4;
+}
+
+// c [64, 128] += a [64, 16] b [16, 128] of a warpgroup; a warp has 16 rows of c, as mma.sync would leave them.
+// kRows: the operand's rows, and not its depth, have stride 1.
+template <class T, bool kRowsA, bool kRowsB>
+__device__ __forceinline__ void wgmma(float (&c)[16][4], uint64_t a, uint64_t b) {
+#define PYFAST_TILE(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
+#define PYFAST_TILES(j) PYFAST_TILE(j), PYFAST_TILE(j + 1), PYFAST_TILE(j + 2), PYFAST_TILE(j + 3)
+#define PYFAST_WGMMA(TYPES) \
+  asm volatile( \
+      "{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPES " {" \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
+      "%64, %65, add, 1, 1, %66, %67; }" \
+      : PYFAST_TILES(0), PYFAST_TILES(4), PYFAST_TILES(8), PYFAST_TILES(12) \
+      : "l"(a), "l"(b), "n"(int(kRowsA)), "n"(int(kRowsB)))
+  if constexpr (std::is_same_v<T, bfloat16>)
+    PYFAST_WGMMA("bf16.bf16");
+  else
+    PYFAST_WGMMA("f16.f16");
+#undef PYFAST_WGMMA
+#undef PYFAST_TILES
+#undef PYFAST_TILE
 }
 
 }  // namespace pyfast

@@ -16,7 +16,15 @@ GEMM(bfloat16, LargeTile, rows, rows, true, Store)
 template __global__ void act_backward_kernel<bfloat16>(ActBackwardArgs<bfloat16>);
 template __global__ void column_sums_kernel<bfloat16>(bfloat16*, const float*, int64_t, int64_t, int, bool);
 
-#ifndef PYFAST_MUTANT   // those three are enough to see a defect
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+GEMM(bfloat16, HopperTile, rows, rows, true, Store)
+#ifndef PYFAST_MUTANT
+GEMM(bfloat16, HopperTile, depth, depth, false, Forward)
+GEMM(float16, HopperTile, depth, rows, false, Forward)
+#endif
+#endif
+
+#ifndef PYFAST_MUTANT   // the others are enough to see a defect
 GEMM(bfloat16, LargeTile, depth, depth, false, Forward)
 GEMM(bfloat16, SmallTile, depth, depth, false, Forward)
 GEMM(float16, SmallTile, depth, rows, false, Forward)
