@@ -17,14 +17,13 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 
 from tests.emulator.triton import compiled, emulated
 from tests.run_case import strided
-from tests.triton_lanes import LANES, check, check_twice
+from tests.triton_lanes import check, check_twice, runs
 
 scores = triton_rooms._module("attention_scores")
 B = torch.bfloat16
 
 
-@pytest.mark.parametrize(("dtype", "capability"), LANES, ids=str)
-@pytest.mark.parametrize("case", testing.cases("attention"), ids=str)
+@pytest.mark.parametrize(("case", "dtype", "capability"), runs(testing.cases("attention")), ids=str)
 def test_attention_is_as_good_as_torch(case, dtype, capability) -> None:
     check_twice(case, dtype, capability)
 

@@ -13,7 +13,7 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 
 from tests.emulator.triton import emulated
 from tests.run_case import strided
-from tests.triton_lanes import LANES, check, check_twice
+from tests.triton_lanes import LANES, check, check_twice, runs
 
 matmul = triton_rooms._module("matmul")
 linear_act = triton_rooms._module("linear_act")
@@ -24,7 +24,7 @@ B = torch.bfloat16
 # different places, in all of them.
 BY_ACT = [(testing.linear_act(37, 29, 53, a), *LANES[i % 3]) for i, a in enumerate(ACTIVATIONS)]
 BY_ACT += [(testing.linear_act(37, 29, 53, a), *lane) for a in ("relu", "gelu") for lane in LANES]
-OTHERS = [(c, *lane) for c in testing.cases("linear_act")[len(ACTIVATIONS) :] for lane in LANES]
+OTHERS = runs(testing.cases("linear_act")[len(ACTIVATIONS) :])
 
 
 @pytest.mark.parametrize(("case", "dtype", "capability"), BY_ACT[:11], ids=str)
@@ -46,12 +46,16 @@ def test_linear_act_of_thin_matrices_is_as_good_as_torch(case, dtype, capability
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("act", ["none", "relu"])
 def test_linear_act_with_large_tiles(act, capability, monkeypatch) -> None:
-    """130, 260: past one tile each way; two programs, so that each takes tile after tile."""
+    """130, 260: past one tile each way; two programs, so that each takes tile after tile.
+
+    144, 272: multiples of 16, which are copied by 16 bytes while the tile before is multiplied.
+    """
     large = matmul.launch_config(divmod(capability, 10), B, 8192, 4096, 1024)
     for module in (linear_act, linear_backward):
         monkeypatch.setattr(module, "launch_config", lambda *_: large)
     assert large.block_m == 128 and large.persistent == (capability == 90)
-    log = check(testing.linear_act(130, 136, 260, act), B, capability, processors=2)
+    k, n = (144, 272) if act == "relu" else (136, 260)
+    log = check(testing.linear_act(130, k, n, act), B, capability, processors=2)
     assert all(launch.grid[0] == 2 for launch in log[:1]) or capability == 80
 
 

@@ -12,15 +12,17 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 
 from tests.emulator.triton import emulated
 from tests.run_case import strided
-from tests.triton_lanes import LANES, check, check_twice
+from tests.triton_budget_cases import large_tiles
+from tests.triton_lanes import LANES, check, check_twice, runs
 
 room = triton_rooms._module("linear_cross_entropy")
 logit_tiles = triton_rooms._module("logit_tiles")
 B = torch.bfloat16
 
 
-@pytest.mark.parametrize(("dtype", "capability"), LANES, ids=str)
-@pytest.mark.parametrize("case", testing.cases("linear_cross_entropy"), ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype", "capability"), runs(testing.cases("linear_cross_entropy")), ids=str
+)
 def test_linear_cross_entropy_is_as_good_as_torch(case, dtype, capability) -> None:
     check_twice(case, dtype, capability)
 
@@ -33,6 +35,15 @@ def test_linear_cross_entropy_in_slabs(dtype, capability, monkeypatch) -> None:
     case = testing.linear_cross_entropy(45, 24, 600, bias=True, label_smoothing=0.1)
     log = check(case, dtype, capability)
     assert sum(launch.name == "_slab_kernel" for launch in log) == 3
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_linear_cross_entropy_with_large_tiles(capability) -> None:
+    """Past one tile of 128 each way; 48, 272: copied by 16 bytes, while others are multiplied."""
+    with large_tiles():
+        case = testing.linear_cross_entropy(130, 48, 272, bias=True)
+        log = check(case, B, capability, processors=2)
+    assert {launch.binary.num_warps for launch in log if "tiles" in launch.name} == {8}
 
 
 def test_linear_cross_entropy_reads_any_strides() -> None:

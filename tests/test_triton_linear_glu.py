@@ -12,14 +12,15 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 
 from tests.emulator.triton import emulated
 from tests.run_case import strided
-from tests.triton_lanes import LANES, check, check_twice
+from tests.triton_lanes import check, check_twice, runs
 
 linear_glu = triton_rooms._module("linear_glu")
 B = torch.bfloat16
 
 
-@pytest.mark.parametrize(("dtype", "capability"), LANES, ids=str)
-@pytest.mark.parametrize("case", testing.cases("linear_glu"), ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype", "capability"), runs(testing.cases("linear_glu")), ids=str
+)
 def test_linear_glu_is_as_good_as_torch(case, dtype, capability) -> None:
     check_twice(case, dtype, capability)
 
@@ -36,7 +37,7 @@ def test_linear_glu_with_large_tiles(capability, monkeypatch) -> None:
     assert large.block_m == 128
     monkeypatch.setattr(linear_glu, "launch_config", lambda *_: large)
     monkeypatch.setattr(linear_glu, "glu_launch_config", lambda *_: large)
-    check(testing.linear_glu(130, 72, 264), B, capability, processors=2)
+    check(testing.linear_glu(130, 80, 272), B, capability, processors=2)
 
 
 @pytest.mark.parametrize("needed", ["x", "gate_weight", "up_bias"])

@@ -15,6 +15,12 @@ from tests.run_case import assert_as_good_as_torch
 LANES = [(torch.float32, 80), (torch.bfloat16, 90), (torch.float16, 80)]
 
 
+def runs(found: list[Case]) -> list[tuple[Case, torch.dtype, int]]:
+    """The first case in every lane; each other in float32 and in one 16-bit lane, in turn."""
+    lanes = [LANES] + [[LANES[0], LANES[1 + i % 2]] for i in range(len(found) - 1)]
+    return [(case, *lane) for case, some in zip(found, lanes, strict=True) for lane in some]
+
+
 def check(
     case: Case, dtype: torch.dtype, capability: int, change: Any = None, **options: Any
 ) -> list[Launch]:
