@@ -168,7 +168,8 @@ def test_wheel_built_without_torch_compiles_on_first_use(source: Path, tmp_path:
 
 def assert_ships_the_sources(wheel: Path, source: Path) -> None:
     """Every module, kernel and C++ file of the tree, and nothing of tests/ or bench/."""
-    mapped = {"csrc": "pyfast/csrc", "kernels/triton": "pyfast/kernels", "pyfast": "pyfast"}
+    mapped = {"csrc": "pyfast/csrc", "pyfast": "pyfast"}
+    mapped |= {"kernels/triton": "pyfast/kernels", "kernels/cuda": "pyfast/kernels/cuda"}
     expected = set()
     for folder, installed in mapped.items():
         for path in (source / folder).rglob("*"):
