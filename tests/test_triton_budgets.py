@@ -14,6 +14,7 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 
 from tests import triton_budgets  # noqa: E402
 from tests.emulator.triton import emulated  # noqa: E402
+from tests.run_case import results  # noqa: E402
 from tests.triton_budget_cases import BUDGETS, Budget, case_budget  # noqa: E402
 
 # Counters are those of one compiler; another may spend other instructions.
@@ -76,8 +77,8 @@ def test_static_limits_are_not_vacuous() -> None:
 def test_sectors_are_used_for_every_row_length(cols) -> None:
     """As many rows on one processor as a program has of a real size.
 
-    Statistics of a row are 4 bytes of a sector that the warps next to it write, too: of layer_norm
-    there are two, which no order of the columns makes up for.
+    Of odd rows the statistics are 4 bytes of a sector that the warps next to it write, too: of
+    layer_norm there are two, which no order of the columns makes up for.
     """
     limits = {"norm_forward_kernel": 0.96, "cross_entropy_forward_kernel": 0.97}
     limits["cross_entropy_backward_kernel"] = 0.97
@@ -87,6 +88,17 @@ def test_sectors_are_used_for_every_row_length(cols) -> None:
         pyfast.layer_norm(torch.randn(2**20 // cols, cols).bfloat16(), (cols,))
     found = {launch.name: launch.stats.sector_efficiency for launch in log}
     assert all(found[name] >= least for name, least in limits.items()), found
+
+
+@pytest.mark.parametrize("cols", [64, 768, 1000, 4096])
+def test_norms_move_statistics_in_whole_sectors(cols) -> None:
+    """By lanes, too: what all lanes of a warp load together counts 32 times."""
+    case = testing.norm("layer_norm", 2**18 // cols, cols)
+    with emulated(90, processors=1) as log, pyfast.using("triton"):
+        results(case, pyfast.layer_norm, case.inputs(torch.bfloat16))
+    for launch in log[:2]:
+        assert launch.stats.sector_efficiency >= 0.97, launch
+        assert launch.stats.traffic_ratio <= 1.03, launch  # the weight again for each program
 
 
 @pytest.mark.parametrize(

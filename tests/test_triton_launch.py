@@ -19,8 +19,9 @@ ITEMS = pytest.mark.parametrize("itemsize", [2, 4])
 def test_norm_programs_begin_all_their_rows_alike(cols, itemsize) -> None:
     for rows, processors in ((1, 132), (5, 1), (1000, 4), (100_000, 132)):
         config = norm.launch_config(rows, cols, itemsize, processors)
-        step = config.programs * cols * itemsize
+        step = config.sector // config.group * cols * itemsize
         assert step % norm.SECTOR == 0  # so that the weight in registers fits every row
+        assert config.programs * config.rows_each >= rows
         assert cols % config.group == 0 and config.sector == norm.SECTOR // itemsize
         furthest = config.sector - config.group  # elements from a sector to the row
         assert config.block_cols >= -(-cols // 8) * 8 + furthest
@@ -32,7 +33,9 @@ def test_norm_programs_begin_all_their_rows_alike(cols, itemsize) -> None:
 @ITEMS
 def test_norm_programs_fill_the_processors(itemsize) -> None:
     config = norm.launch_config(100_000, 4096, itemsize, 132)
-    assert config.programs * config.num_warps == 132 * 32
+    assert 0.95 <= config.programs * config.num_warps / (132 * 32) <= 1
+    assert config.rows_each % 8 == 0  # whole sectors of statistics
+    assert norm.launch_config(300, 4096, itemsize, 132).rows_each == 2  # first of all busy
 
 
 def test_wide_norm_has_a_part_for_every_program() -> None:

@@ -1,10 +1,11 @@
 """Kernels of layer_norm (CENTRE: the mean is taken away first) and rms_norm, rows in registers.
 
-A program keeps one row in registers: it is read once and written once. It walks over rows so far
-apart that they all begin at the same distance from a 32-byte sector, holds the weight in registers
-meanwhile, and reads each row from the sector it begins in, so that no access of a warp straddles
-one more sector than it fills, whatever the number of columns. Without that, rows of a number of
-columns that is no multiple of 16 would be read at 25 to 80% of the sectors' worth.
+A program keeps one row in registers: it is read once and written once. Its rows lie one after the
+other where they are whole sectors of 32 bytes, else so far apart that they all begin at the same
+distance from a sector: it holds the weight in registers meanwhile, and reads each row from the
+sector it begins in, so that no access of a warp straddles one more sector than it fills. Without
+that, rows of a number of columns that is no multiple of 16 would be read at 25 to 80% of the
+sectors' worth. Statistics of up to STATS rows move at once: row by row each would cost a sector.
 """
 
 import math
@@ -17,12 +18,14 @@ from pyfast.kernels.column_sums import padded
 
 SECTOR = 32  # bytes; what memory delivers at once
 MAX_BLOCK = 8192  # columns; more do not fit into the registers of one program
+STATS = tl.constexpr(32)  # rows; one for each lane
 
 
 class Config(NamedTuple):
     """How many programs walk over the rows, and how."""
 
     programs: int
+    rows_each: int
     block_cols: int  # covers a row and its distance from a sector
     group: int  # elements; divides every offset a row can begin at
     sector: int  # elements
@@ -43,14 +46,26 @@ def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Confi
     """The launch for `rows` x `cols` elements of `itemsize` bytes, rows and cols above 0.
 
     8 elements a thread, 16 of the widest rows; enough programs for 32 warps on every processor.
+    Where they have 8 rows or more, they have a multiple of 8, whose statistics fill sectors.
     """
     sector, group = SECTOR // itemsize, vector_group(cols, itemsize)
     block = max(32, triton.next_power_of_2(padded(cols) + sector - group))
     num_warps = min(16, max(1, block // 256))
     period = sector // group  # rows so far apart begin at the same distance from a sector
     wanted = max(1, processors * 32 // num_warps // period)
-    programs = min(wanted, triton.cdiv(rows, period)) * period
-    return Config(programs, block, group, sector, num_warps)
+    rows_each = triton.cdiv(rows, wanted * period)
+    if rows_each > 8:
+        rows_each = triton.cdiv(rows_each, 8) * 8
+    programs = triton.cdiv(rows, rows_each * period) * period
+    return Config(programs, rows_each, block, group, sector, num_warps)
+
+
+@triton.jit
+def _walk(n_rows, rows_each, PERIOD: tl.constexpr):
+    """The first row of this program and how many it has, PERIOD apart."""
+    first = (tl.program_id(0) // PERIOD).to(tl.int64) * (rows_each * PERIOD)
+    first += tl.program_id(0) % PERIOD
+    return first, tl.minimum(rows_each, tl.cdiv(n_rows - first, PERIOD)).to(tl.int32)
 
 
 @triton.jit
@@ -67,45 +82,55 @@ def _window(n_cols, GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.co
     return shift, offs, (offs >= shift) & (offs < shift + n_cols)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_groups"])
+@triton.jit(do_not_specialize=["n_rows", "rows_each", "n_groups"])
 def norm_forward_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, sum_ptr, mean_ptr, rstd_ptr,
-    n_rows, n_groups, eps,
+    n_rows, rows_each, n_groups, eps,
     CENTRE: tl.constexpr, GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """out = (v - mean) * rstd * weight + bias, v = x + residual; a program takes every n-th row."""
+    """out = (v - mean) * rstd * weight + bias, v = x + residual; row by row."""
+    PERIOD: tl.constexpr = SECTOR // GROUP
     n_cols = n_groups * GROUP
     shift, offs, mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
     if weight_ptr is not None:
         weight = tl.load(weight_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
-    for row in range(tl.program_id(0), n_rows, tl.num_programs(0)):
-        start = row.to(tl.int64) * n_cols - shift
-        v = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-        if residual_ptr is not None:
-            v += tl.load(residual_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-            rounded = v.to(sum_ptr.dtype.element_ty)
-            tl.store(sum_ptr + start + offs, rounded, mask=mask)
-            v = rounded.to(tl.float32)  # what is normalised is the sum as stored
+    first, count = _walk(n_rows, rows_each, PERIOD)
+    slots = tl.arange(0, STATS)
+    for begin in range(0, count, STATS):
+        means = tl.zeros((STATS,), tl.float32)
+        rstds = tl.zeros((STATS,), tl.float32)
+        for i in range(0, tl.minimum(count - begin, STATS)):
+            start = (first + (begin + i) * PERIOD) * n_cols - shift
+            v = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+            if residual_ptr is not None:
+                v += tl.load(residual_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+                rounded = v.to(sum_ptr.dtype.element_ty)
+                tl.store(sum_ptr + start + offs, rounded, mask=mask)
+                v = rounded.to(tl.float32)  # what is normalised is the sum as stored
+            if CENTRE:
+                mean = tl.sum(v, axis=0) / n_cols
+                means = tl.where(slots == i, mean, means)
+                v = tl.where(mask, v - mean, 0.0)
+            rstd = 1.0 / tl.sqrt_rn(tl.sum(v * v, axis=0) / n_cols + eps)
+            rstds = tl.where(slots == i, rstd, rstds)
+            out = v * rstd
+            if weight_ptr is not None:
+                out *= weight
+            if bias_ptr is not None:
+                out += bias
+            tl.store(out_ptr + start + offs, out.to(out_ptr.dtype.element_ty), mask=mask)
+        rows, row_mask = first + (begin + slots) * PERIOD, begin + slots < count
         if CENTRE:
-            mean = tl.sum(v, axis=0) / n_cols
-            tl.store(mean_ptr + row, mean)
-            v = tl.where(mask, v - mean, 0.0)
-        rstd = 1.0 / tl.sqrt_rn(tl.sum(v * v, axis=0) / n_cols + eps)
-        tl.store(rstd_ptr + row, rstd)
-        out = v * rstd
-        if weight_ptr is not None:
-            out *= weight
-        if bias_ptr is not None:
-            out += bias
-        tl.store(out_ptr + start + offs, out.to(out_ptr.dtype.element_ty), mask=mask)
+            tl.store(mean_ptr + rows, means, mask=row_mask)
+        tl.store(rstd_ptr + rows, rstds, mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_groups"])
+@triton.jit(do_not_specialize=["n_rows", "rows_each", "n_groups"])
 def norm_backward_kernel(
     grad_out_ptr, grad_sum_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, dx_ptr, partial_ptr,
-    n_rows, n_groups, partial_row_stride,
+    n_rows, rows_each, n_groups, partial_row_stride,
     NEED_WEIGHT: tl.constexpr, NEED_BIAS: tl.constexpr,
     GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
@@ -113,34 +138,42 @@ def norm_backward_kernel(
 
     The program's own sums of grad_out xhat and of grad_out go to its rows of partial [2, programs].
     """
+    PERIOD: tl.constexpr = SECTOR // GROUP
     n_cols = n_groups * GROUP
     shift, offs, mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
     if weight_ptr is not None:
         weight = tl.load(weight_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_COLS,), tl.float32)
     dbias = tl.zeros((BLOCK_COLS,), tl.float32)
-    for row in range(tl.program_id(0), n_rows, tl.num_programs(0)):
-        start = row.to(tl.int64) * n_cols - shift
-        xhat = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-        dy = tl.load(grad_out_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + row)
+    first, count = _walk(n_rows, rows_each, PERIOD)
+    slots = tl.arange(0, STATS)
+    for begin in range(0, count, STATS):
+        rows, row_mask = first + (begin + slots) * PERIOD, begin + slots < count
+        rstds = tl.load(rstd_ptr + rows, mask=row_mask, other=0.0)
         if mean_ptr is not None:
-            xhat -= tl.load(mean_ptr + row)
-        xhat *= rstd
-        if NEED_WEIGHT:
-            dweight += dy * xhat  # past the row dy is 0
-        if NEED_BIAS:
-            dbias += dy
-        g = dy
-        if weight_ptr is not None:
-            g = dy * weight
-        dx = g - xhat * (tl.sum(g * xhat, axis=0) / n_cols)
-        if mean_ptr is not None:
-            dx -= tl.sum(g, axis=0) / n_cols
-        dx *= rstd
-        if grad_sum_ptr is not None:
-            dx += tl.load(grad_sum_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-        tl.store(dx_ptr + start + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+            means = tl.load(mean_ptr + rows, mask=row_mask, other=0.0)
+        for i in range(0, tl.minimum(count - begin, STATS)):
+            start = (first + (begin + i) * PERIOD) * n_cols - shift
+            xhat = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+            dy = tl.load(grad_out_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+            rstd = tl.sum(tl.where(slots == i, rstds, 0.0), axis=0)
+            if mean_ptr is not None:
+                xhat -= tl.sum(tl.where(slots == i, means, 0.0), axis=0)
+            xhat *= rstd
+            if NEED_WEIGHT:
+                dweight += dy * xhat  # past the row dy is 0
+            if NEED_BIAS:
+                dbias += dy
+            g = dy
+            if weight_ptr is not None:
+                g = dy * weight
+            dx = g - xhat * (tl.sum(g * xhat, axis=0) / n_cols)
+            if mean_ptr is not None:
+                dx -= tl.sum(g, axis=0) / n_cols
+            dx *= rstd
+            if grad_sum_ptr is not None:
+                dx += tl.load(grad_sum_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+            tl.store(dx_ptr + start + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     partial_mask = (offs >= shift) & (offs < shift + partial_row_stride)  # zeros at the end
     plane = tl.program_id(0).to(tl.int64) * partial_row_stride - shift
     if NEED_WEIGHT:

@@ -66,7 +66,7 @@ def norm_forward(
     config = norm.launch_config(rows, cols, x.itemsize, processors(x))
     norm.norm_forward_kernel[(config.programs,)](
         x, residual, weight, bias, *made,
-        rows, cols // config.group, eps,
+        rows, config.rows_each, cols // config.group, eps,
         CENTRE=centre, GROUP=config.group, SECTOR=config.sector, BLOCK_COLS=config.block_cols,
         num_warps=config.num_warps,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _launch_backward(operands: tuple, need_weight: bool, need_bias: bool) -> Ten
     partial = partial_rows(need_weight + need_bias, config.programs, cols, x)
     norm.norm_backward_kernel[(config.programs,)](
         *operands, partial,
-        rows, cols // config.group, partial.shape[2],
+        rows, config.rows_each, cols // config.group, partial.shape[2],
         NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, GROUP=config.group, SECTOR=config.sector,
         BLOCK_COLS=config.block_cols, num_warps=config.num_warps,
     )  # fmt: skip
