@@ -11,12 +11,13 @@ key      = $(firstword $(shell (cat $(1); echo $(CURDIR)) | cksum))
 PACKAGES = $(VENV)/packages-$(call key,requirements.txt)
 LINK     = $(VENV)/link-$(call key,setup.py pyproject.toml requirements.txt)
 
-.PHONY: help setup train test bench asan packaging lint doctor clean
+.PHONY: help setup train test bench gpu asan packaging lint doctor clean
 help:
 	@echo "make train      train a GPT on real text        ARGS=\"--config FILE --run.steps 100\""
 	@echo "make test       run the tests                   ARGS=\"-k attention\""
 	@echo "PYFAST_CUDA=1 make test    and build the CUDA kernels with nvcc, and run them on the emulator"
 	@echo "make bench      compare with plain torch        ARGS=\"--model gpt2-124m\""
+	@echo "make gpu        on a CUDA machine: tests, sanitizer, counters, bench    ARGS=--dry-run without one"
 	@echo "make asan       run the C++ under ASan and UBSan"
 	@echo "make packaging  install in every supported way, each in a fresh virtual environment"
 	@echo "make doctor     say which backend runs where, and why"
@@ -31,6 +32,9 @@ test: setup
 
 bench: setup
 	$(if $(ARGS),$(PY) -m bench.train $(ARGS),$(PY) -m bench.ops --quick && $(PY) -m bench.train)
+
+gpu: setup
+	$(PY) -m bench.gpu $(ARGS)
 
 doctor: setup
 	$(PY) -m pyfast doctor $(ARGS)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from bench import errors, machine
-from bench.contestants import OURS, STEP, TRAINING, contestants, copied
+from bench.contestants import STEP, TRAINING, contestants, copied
+from bench.devices import OURS
 from pyfast import backend
 from pyfast.testing import Case, cases
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bench.devices import Cpu
 from bench.timing import interleave
 from pyfast import build
 
@@ -46,6 +47,27 @@ def measure_ceilings(dtypes: list[str], threads: int, isa: str | None = None) ->
         "matmul_gflops": {n: round(2 * _MATMUL_SIZE**3 / best[n] / 1e9, 1) for n in dtypes},
         "peak_gflops": peaks,
         "skipped": skipped,
+    }
+
+
+def gpu_ceilings(dtypes: list[str], threads: int, device: Cpu) -> dict[str, object]:
+    """The same of a GPU, which has no loops of ours: a copy and matmuls."""
+    dry = device.type == "cpu"
+    count, size = (2**18, 64) if dry else (_COPY_BYTES, 8192)
+    source = device.put(torch.ones(count // 4))
+    target = torch.empty_like(source)
+    calls = {COPY: lambda: target.copy_(source)}
+    for name in dtypes:
+        a = device.put(torch.ones(size, size, dtype=getattr(torch, name)))
+        calls[name] = lambda a=a: a @ a
+    times = interleave(calls, rounds=9, warmup=3, repeat=False, budget=8.0, device=device)
+    best = {name: min(timing.samples) for name, timing in times.items()}
+    return {
+        "threads": threads,
+        "copy_gb_per_s": round(2 * count / best[COPY] / 1e9, 3),
+        "matmul_gflops": {n: round(2 * size**3 / best[n] / 1e9, 3) for n in dtypes},
+        "peak_gflops": {},
+        "skipped": {},
     }
 
 

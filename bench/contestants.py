@@ -2,7 +2,8 @@
 
 Names of torch's contestants: `eager`, the plain functions (for attention that is torch's own fused
 `F.scaled_dot_product_attention`); `compile`, `torch.compile` of the same; `fused`, torch's own
-fused AdamW; `chunked ...`, `F.linear_cross_entropy` with its chunking options.
+fused AdamW; `chunked ...`, `F.linear_cross_entropy` with its chunking options. On a GPU ours stand
+there by backend too, and beside them torch's ways by name and other libraries (bench/others.py).
 """
 
 import contextlib
@@ -15,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pyfast
+from bench import others
+from bench.devices import CPU, Cpu, Within
 from pyfast import reference
 from pyfast.testing import Case, Maker
 from pyfast.tolerance import call as outputs_of
 
-OURS, COMPILE = "pyfast", "compile"
+COMPILE = "compile"
 FORWARD, TRAINING, STEP = "forward", "forward+backward", "step"
 ADAM_STATE = ("params", "exp_avgs", "exp_avg_sqs")
 ADAM_SETTINGS = ("lr", "betas", "eps", "weight_decay", "maximize")
@@ -32,26 +35,40 @@ def directions(case: Case) -> tuple[str, ...]:
     return (FORWARD, TRAINING) if case.grads else (STEP,)
 
 
-def contestants(case: Case, *, compile: bool = False, chunkings: bool = True) -> dict[str, Binder]:
+def contestants(
+    case: Case, *, compile: bool = False, chunkings: bool = True, device: Cpu = CPU
+) -> dict[str, Binder]:
     """Contestants by name, ours first and `compile` last.
 
     chunkings: torch's chunked ways too, which take minutes on a CPU.
     """
+    found = {name: _ours(case, context) for name, context in device.ways().items()}
     if not case.grads:
-        found: dict[str, Binder] = {
-            OURS: lambda inputs, _: our_adamw(inputs),
-            "eager": lambda inputs, _: torch_adamw(inputs, foreach=True),
-            "fused": lambda inputs, _: torch_adamw(inputs, fused=True),
-        }
+        found["eager"] = lambda inputs, _: torch_adamw(inputs, foreach=True)
+        found["fused"] = lambda inputs, _: torch_adamw(inputs, fused=True)
     else:
-        functions = {OURS: getattr(pyfast, case.op), "eager": getattr(reference, case.op)}
+        functions = {"eager": getattr(reference, case.op)}
         if case.op == "linear_cross_entropy" and chunkings:
             functions |= _chunked()
-        found = {
+        functions |= others.functions(case, device)
+        found |= {
             name: lambda inputs, direction, f=function: bind(case, f, inputs, direction)
             for name, function in functions.items()
         }
     return found | ({COMPILE: lambda *bound: _compiled(case, *bound)} if compile else {})
+
+
+def _ours(case: Case, context: Callable[[], Any] | None) -> Binder:
+    """Ours, by the backend that the context chooses."""
+
+    def binder(inputs: dict[str, Any], direction: str) -> Call:
+        if case.grads:
+            call = bind(case, getattr(pyfast, case.op), inputs, direction)
+        else:
+            call = our_adamw(inputs)
+        return call if context is None else Within(context, call)
+
+    return binder
 
 
 def _compiled(case: Case, inputs: dict[str, Any], direction: str) -> Call:
@@ -105,7 +122,8 @@ def _output_gradients(outputs: tuple[Tensor, ...]) -> list[Tensor]:
     """What comes from above: 1 for a loss, as in training; else the same random values for all."""
     make = Maker(torch.float32, seed=1)
     return [
-        (make.normal(*out.shape) if out.dim() else torch.ones(())).to(out.dtype) for out in outputs
+        (make.normal(*out.shape) if out.dim() else torch.ones(())).to(out.device, out.dtype)
+        for out in outputs
     ]
 
 
@@ -135,7 +153,8 @@ def torch_adamw(inputs: dict[str, Any], *, compile: bool = False, **way: bool) -
     moments = zip(inputs["exp_avgs"], inputs["exp_avg_sqs"], strict=True)
     for param, grad, (mean, square) in zip(params, inputs["grads"], moments, strict=True):
         param.grad = grad
-        done = torch.tensor(inputs["step"] - 1.0)
+        on = param.device if way.get("fused") or compile else None  # where torch wants its steps
+        done = torch.tensor(inputs["step"] - 1.0, device=on)
         optimizer.state[param] = {"step": done, "exp_avg": mean, "exp_avg_sq": square}
 
     def step() -> None:

@@ -18,7 +18,8 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     if not truth.numel():
         return 0.0
     finite = truth.isfinite()
-    worst = float(torch.where(finite, (value.double() - truth).abs(), 0.0).max())
+    difference = (value.to(truth.device, torch.float64) - truth).abs()
+    worst = float(torch.where(finite, difference, 0.0).max())
     largest = float(torch.where(finite, truth.abs(), 0.0).max())
     return worst / largest if largest else worst
 

@@ -39,13 +39,14 @@ def restart_with(wanted: Mapping[str, str]) -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
 
 
-def facts(isa: str | None = None) -> dict[str, object]:
-    """Processor, software, settings, date and load, as JSON values."""
+def facts(isa: str | None = None, gpu: dict[str, object] | None = None) -> dict[str, object]:
+    """Processor, GPU, software, settings, date and load, as JSON values."""
     found = doctor.examine()
     enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     pages = re.search(r"\[(\w+)\]", enabled.read_text()) if enabled.exists() else None
     return {
         "cpu": found["cpu"]["name"],
+        "gpu": gpu,
         "features": found["cpu"]["features"],
         "logical_cpus": found["cpu"]["logical_cpus"],
         "torch": torch.__version__,
@@ -64,7 +65,9 @@ def facts(isa: str | None = None) -> dict[str, object]:
 def headline(told: dict) -> list[str]:
     """Two lines about the machine for people."""
     load = " ".join(f"{value:.1f}" for value in told["load"])
+    gpu = [", ".join(f"{name} {value}" for name, value in (told["gpu"] or {}).items())]
     return [
+        *(gpu if told["gpu"] else []),
         f"{told['cpu']}, {told['logical_cpus']} CPUs, torch {told['torch']} "
         f"({told['torch_capability']}), load {load}",
         f"pyfast: {told['pyfast']}; huge pages asked for by torch's allocator: {told['thp']} "

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pyfast
-from bench.contestants import COMPILE, OURS, STEP, Call
+from bench.contestants import COMPILE, STEP, Call
+from bench.devices import CPU, OURS, Cpu, Within
 from bench.rows import Job
 from pyfast import nn
 from pyfast.optim import AdamW
@@ -19,34 +20,36 @@ STILL = 0.0  # the learning rate: a thousand real steps would learn the batch, a
 NAME = f"{'-'.join(map(str, WIDTHS))} batch {BATCH}"
 
 
-def job(threads: int, compile: bool) -> Job:
+def job(threads: int, compile: bool, device: Cpu = CPU) -> Job:
     """The measurement: ours, torch's layers with its usual and its fused AdamW, these compiled."""
     weights = sum(a * b + b for a, b in pairwise(WIDTHS))
     moved = 4 * (9 * weights + BATCH * WIDTHS[0])  # AdamW's seven passes, forward and backward
     flops = 6 * BATCH * sum(a * b for a, b in pairwise(WIDTHS)) + 15 * weights
-    model = network(ours=True)
+    model = network(True, device)
     ours = step(model, pyfast.cross_entropy, AdamW(model.parameters(), lr=STILL))
-    calls = {OURS: ours, "eager": _torch_step(None), "fused": _torch_step(True)}
+    context = device.ways()[OURS]
+    calls: dict[str, Call] = {OURS: ours if context is None else Within(context, ours)}
+    calls |= {"eager": _torch_step(device, None), "fused": _torch_step(device, True)}
     if compile:
         torch._dynamo.reset()
-        calls[COMPILE] = _torch_step(True, torch.compile)
+        calls[COMPILE] = _torch_step(device, True, torch.compile)
     shape = f"x[{BATCH},{WIDTHS[0]}]"
     return Job(OP, NAME, STEP, "float32", shape, threads, moved, flops, calls)
 
 
 def truth() -> list[tuple[str, Tensor]]:
     """Loss and gradients of the first step in float64."""
-    model = network(ours=False).double()
+    model = network(False, CPU).double()
     return step(model, F.cross_entropy, torch.optim.AdamW(model.parameters()), torch.float64)()
 
 
-def _torch_step(fused: bool | None, wrap: Callable = lambda model: model) -> Call:
-    model = network(ours=False)
+def _torch_step(device: Cpu, fused: bool | None, wrap: Callable = lambda model: model) -> Call:
+    model = network(False, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=STILL, fused=fused)
     return step(model, F.cross_entropy, optimizer, wrap=wrap)
 
 
-def network(ours: bool) -> torch.nn.Sequential:
+def network(ours: bool, device: Cpu) -> torch.nn.Sequential:
     """The network from our layers or from torch's, with the same weights each time."""
     torch.manual_seed(0)
     layers: list[torch.nn.Module] = []
@@ -56,7 +59,7 @@ def network(ours: bool) -> torch.nn.Sequential:
             layers.append(nn.Linear(width, after, act="relu" if hidden else "none"))
         else:
             layers += [torch.nn.Linear(width, after), *[torch.nn.ReLU()] * hidden]
-    return torch.nn.Sequential(*layers)
+    return torch.nn.Sequential(*layers).to(device.type)
 
 
 def step(
@@ -68,8 +71,9 @@ def step(
 ) -> Call:
     """Forward, loss, backward, update, as people write it; returns the loss and its gradients."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(BATCH, WIDTHS[0], generator=generator).to(dtype)
-    target = torch.randint(WIDTHS[-1], (BATCH,), generator=generator)
+    on = next(model.parameters()).device
+    x = torch.randn(BATCH, WIDTHS[0], generator=generator).to(on, dtype)
+    target = torch.randint(WIDTHS[-1], (BATCH,), generator=generator).to(on)
     loss_of = wrap(lambda: loss_function(model(x), target))
 
     def call() -> list[tuple[str, Tensor]]:

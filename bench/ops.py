@@ -1,7 +1,7 @@
 """Time every operation against plain torch on the cases of bench/cases.py, all in one run.
 
-    python -m bench.ops [OP ...] [--quick] [--dtypes float32 bfloat16] [--threads 1 2]
-                        [--isa avx2] [--thp on|off] [--no-compile] [--json FILE]
+    python -m bench.ops [OP ...] [--quick] [--device cuda] [--dtypes float32 bfloat16]
+                        [--threads 1 2] [--isa avx2] [--thp on|off] [--no-compile] [--json FILE]
 
 Contestants (bench/contestants.py) take turns; times are medians. A ratio is the quickest torch
 contestant's time over one's own, paired round by round, with its quartiles: above 1 is quicker.
@@ -12,17 +12,18 @@ per contestant.
 """
 
 import argparse
+import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import ceilings, errors, machine, mlp, rows, timing
+from bench import ceilings, devices, errors, machine, mlp, rows, timing
 from bench.cases import cases, error_case
 from bench.contestants import (
     COMPILE,
-    OURS,
     STEP,
     TRAINING,
     at_most,
@@ -30,13 +31,13 @@ from bench.contestants import (
     copied,
     directions,
 )
-from bench.memory import extra_peak
+from bench.devices import OURS, is_ours
 from pyfast import backend
 from pyfast.testing import Case
 
 COMPILE_SECONDS = 120  # a compilation that takes longer is given up, and that is noted
 ROUNDS = 15
-QUICK_SECONDS, FULL_SECONDS = 0.5, 4.0  # of rounds, per measurement
+QUICK_SECONDS, FULL_SECONDS, DRY_SECONDS = 0.5, 4.0, 0.02  # of rounds, per measurement
 HOPELESS = 8  # a contestant of torch's that is so many times slower than the quickest is left out
 OPS = (*backend.OPS, mlp.OP)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -48,7 +49,8 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.machine = machine.facts(options.isa)
+        self.device = devices.DEVICES[options.device]()
+        self.machine = machine.facts(options.isa, self.device.facts())
         self.ceilings: dict[int, dict] = {}
         self.rows: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
@@ -59,23 +61,41 @@ class Bench:
         print("\n".join(machine.headline(self.machine)))
         for threads in options.threads:
             torch.set_num_threads(threads)
-            ceiling = ceilings.measure_ceilings(options.dtypes, threads, options.isa)
+            ceiling = self.measure_ceilings(threads)
             self.ceilings[threads] = ceiling
             print(ceilings.sentence(ceiling), flush=True)
         for dtype in options.dtypes:
             for op in options.ops or OPS:
                 if op != mlp.OP:
-                    for case in cases(op, options.quick):
-                        self.measure_case(case, dtype)
+                    for case in cases(op, options.quick, options.device):
+                        label = f"{case} {dtype}"
+                        self.attempt(label, functools.partial(self.measure_case, case, dtype))
                 elif dtype == "float32":
-                    self.measure_mlp()
+                    self.attempt(mlp.OP, self.measure_mlp)
         print(rows.summary(self.rows))
+
+    def measure_ceilings(self, threads: int) -> dict[str, Any]:
+        """Of the processor, or of the GPU."""
+        options = self.options
+        if options.device == "cpu":
+            return ceilings.measure_ceilings(options.dtypes, threads, options.isa)
+        return ceilings.gpu_ceilings(options.dtypes, threads, self.device)
+
+    def attempt(self, label: str, measure: Callable[[], None]) -> None:
+        """Measure; on a GPU, where nobody watches, one that fails does not stop the others."""
+        try:
+            measure()
+        except Exception as error:
+            if self.options.device == "cpu":
+                raise
+            self.note(label, OURS, told(error))
 
     def measure_case(self, case: Case, dtype: str) -> None:
         """Every thread count and direction of one case."""
         compile, quick = self.options.compile, self.options.quick
-        binders = contestants(case, compile=compile, chunkings=not quick)
-        inputs = case.inputs(getattr(torch, dtype))
+        device = self.device
+        binders = contestants(case, compile=compile, chunkings=not quick, device=device)
+        inputs = device.put(case.inputs(getattr(torch, dtype)))
         twin = error_case(case)
         exact = None
         if twin is case:
@@ -103,10 +123,11 @@ class Bench:
 
     def twin_errors(self, twin: Case, dtype: str) -> dict[str, float]:
         """The contestants' errors on the small twin of a case that changes its inputs."""
-        inputs = twin.inputs(getattr(torch, dtype))
+        inputs = self.device.put(twin.inputs(getattr(torch, dtype)))
         exact = errors.truth(twin, inputs, STEP)
         found = {}
-        for name, bind in contestants(twin, compile=self.options.compile).items():
+        found_there = contestants(twin, compile=self.options.compile, device=self.device)
+        for name, bind in found_there.items():
             values = self.first_call(f"{twin} {dtype}", name, bind(copied(inputs), STEP))
             if values is not None:
                 found[name] = errors.worst_error(values, exact)
@@ -117,7 +138,7 @@ class Bench:
         exact = mlp.truth()
         for threads in self.options.threads:
             torch.set_num_threads(threads)
-            self.measure(mlp.job(threads, self.options.compile), exact)
+            self.measure(mlp.job(threads, self.options.compile, self.device), exact)
 
     def measure(self, job: rows.Job, exact: errors.Named | None) -> None:
         """Errors, times and memory of one job's contestants; the rows are kept and told."""
@@ -128,22 +149,25 @@ class Bench:
             elif exact is not None:
                 job.rel_err[name] = errors.worst_error(values, exact)
             del values
+        if OURS not in job.calls:
+            return
         seconds = QUICK_SECONDS if self.options.quick else FULL_SECONDS
+        seconds = DRY_SECONDS if self.options.device == "emulator" else seconds
         self.drop_hopeless(job, seconds)
-        times = timing.interleave(job.calls, rounds=ROUNDS, budget=seconds)
-        job.peak.update((name, extra_peak(call)) for name, call in job.calls.items())
+        times = timing.interleave(job.calls, rounds=ROUNDS, budget=seconds, device=self.device)
+        job.peak.update((name, self.device.extra_peak(call)) for name, call in job.calls.items())
         found = rows.rows(job, times, self.ceilings[job.threads])
         self.rows += found
         print(rows.line(found), flush=True)
 
     def drop_hopeless(self, job: rows.Job, seconds: float) -> None:
         """Leave out, and note, what could not win and would take longer than all rounds may."""
-        if sum(name != OURS for name in job.calls) < 2:
+        if sum(not is_ours(name) for name in job.calls) < 2:
             return
-        paces = {name: timing.once(call) for name, call in job.calls.items()}
-        least = min(pace for name, pace in paces.items() if name != OURS)
+        paces = {name: timing.once(call, self.device) for name, call in job.calls.items()}
+        least = min(pace for name, pace in paces.items() if not is_ours(name))
         for name, pace in paces.items():
-            if name != OURS and pace > max(HOPELESS * least, seconds):
+            if not is_ours(name) and pace > max(HOPELESS * least, seconds):
                 del job.calls[name]
                 self.note(label_of(job), name, f"{pace / least:.0f} times slower than the best")
 
@@ -153,15 +177,17 @@ class Bench:
         print(f"{label}: {name} left out: {why}", flush=True)
 
     def first_call(self, label: str, name: str, call: Any) -> errors.Named | None:
-        """What the first call computes; None, noted, if a compiler fails or takes too long."""
-        if name != COMPILE:
+        """What the first call computes; None, noted, if a compiler fails or takes too long.
+
+        On a GPU any contestant may fail: other libraries refuse what they were not made for.
+        """
+        if name != COMPILE and self.options.device == "cpu":
             return call()
         try:
             with at_most(COMPILE_SECONDS), warnings.catch_warnings(action="ignore"):
                 return call()
         except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            self.note(label, name, why)
+            self.note(label, name, told(error))
             return None
 
     def document(self) -> dict[str, Any]:
@@ -174,6 +200,11 @@ class Bench:
             "failures": self.failures,
             "rows": self.rows,
         }
+
+
+def told(error: Exception) -> str:
+    """One line of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def label_of(job: rows.Job) -> str:
@@ -203,6 +234,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.ops", description=__doc__.split("\n")[0])
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)}")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES[:2]))
+    parser.add_argument(
+        "--device", choices=devices.DEVICES, default="cpu", help="emulator: a dry run of cuda"
+    )
     every = torch.get_num_threads()
     parser.add_argument(
         "--threads", nargs="+", type=int, help="thread counts; default: 1 and all (quick: all)"
@@ -218,7 +252,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object here too")
     options = parser.parse_args(arguments)
     if options.threads is None:
-        options.threads = [every] if options.quick else sorted({1, every})
+        all_only = options.quick or options.device != "cpu"
+        options.threads = [every] if all_only else sorted({1, every})
     if options.compile is None:
         options.compile = not options.quick
     for op in options.ops:

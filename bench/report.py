@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import plots
 from bench.ceilings import matmul_rate
-from bench.contestants import OURS
+from bench.devices import OURS
 from bench.machine import write_whole
 
 Row = dict[str, Any]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.ceilings import binding, peak_rate
-from bench.contestants import OURS, Call
+from bench.contestants import Call
+from bench.devices import OURS, is_ours
 from bench.timing import Timing, ratio
 
 
@@ -31,7 +32,7 @@ class Job:
 
 def best_torch(times: Mapping[str, Timing]) -> str | None:
     """The quickest contestant that is not ours; None if there is none."""
-    torch_names = [name for name in times if name != OURS]
+    torch_names = [name for name in times if not is_ours(name)]
     return min(torch_names, key=lambda name: times[name].median, default=None)
 
 

@@ -3,11 +3,10 @@
 import gc
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
+from bench.devices import CPU, Cpu
 
 MIN_SAMPLE = 2e-3  # seconds; shorter calls are repeated until one sample lasts this long
 MIN_ROUNDS = 3  # a median and quartiles want as many, whatever they cost
@@ -38,7 +37,7 @@ def interleave(
     rounds: int = 15,
     warmup: int = 3,
     repeat: bool = True,
-    device: str = "cpu",
+    device: Cpu = CPU,
     budget: float = math.inf,
 ) -> dict[str, Timing]:
     """Time every contestant once per round, in an order that turns round after each round.
@@ -59,7 +58,7 @@ def interleave(
     try:
         for i in range(rounds):
             for name in list(contestants)[:: 1 if i % 2 == 0 else -1]:
-                seconds = _seconds(contestants[name], calls[name], device)
+                seconds = device.seconds(contestants[name], calls[name])
                 samples[name].append(seconds / calls[name])
     finally:
         if collecting:
@@ -67,9 +66,9 @@ def interleave(
     return {name: Timing(tuple(s)) for name, s in samples.items()}
 
 
-def once(run: Callable[[], object], device: str = "cpu") -> float:
+def once(run: Callable[[], object], device: Cpu = CPU) -> float:
     """Seconds of a single call."""
-    return _seconds(run, 1, device)
+    return device.seconds(run, 1)
 
 
 def ratio(baseline: Timing, ours: Timing) -> tuple[float, float, float]:
@@ -79,26 +78,12 @@ def ratio(baseline: Timing, ours: Timing) -> tuple[float, float, float]:
     return ratios.median, *ratios.quartiles
 
 
-def _warm_up(run: Callable[[], object], calls: int, budget: float, device: str) -> float:
+def _warm_up(run: Callable[[], object], calls: int, budget: float, device: Cpu) -> float:
     """Call `run` up to `calls` times, while the budget lasts; seconds of the last call."""
     last, spent = 0.0, 0.0
     for _ in range(calls):
-        last = _seconds(run, 1, device)
+        last = device.seconds(run, 1)
         spent += last
         if spent > budget:
             break
     return last
-
-
-def _seconds(run: Callable[[], object], calls: int, device: str) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()

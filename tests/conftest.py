@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="also install in fresh virtual environments (minutes)",
     )
+    parser.addoption(
+        "--device",
+        choices=["cuda", "emulator"],
+        help="where tests/test_device.py runs; default: on a GPU if there is one",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

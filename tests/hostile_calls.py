@@ -1,9 +1,16 @@
 """Calls torch.ops.pyfast.* with hostile arguments; a script, so that a crash is seen as one.
 
 Takes a real call of each operation, forward and backward, and replaces one argument at a time. A
-call may raise or answer; it may not crash. Each is named before it is made. Arguments: operations.
+call may raise or answer; it may not crash. Each is named before it is made.
+
+    python -m tests.hostile_calls [--device cpu|cuda|emulator] [OP ...]
+
+On `emulator` the CUDA C++ kernels take the calls: one that reads or writes what is not its own
+raises a Violation, which ends the script.
 """
 
+import argparse
+import contextlib
 import faulthandler
 import math
 import sys
@@ -13,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import pyfast
 from pyfast import backend, testing
 from tests.run_case import recorded
 
@@ -86,28 +94,48 @@ def calls(ops: Sequence[str]) -> Iterator[tuple[str, Any, tuple]]:
                         yield name, function, (*args[:i], bad, *args[i + 1 :])
 
 
-def copied(value: Any) -> Any:
+def copied(value: Any, device: str = "cpu") -> Any:
     """Its own tensors for each call, since some calls write to them."""
     if isinstance(value, list):
-        return [copied(v) for v in value]
+        return [copied(v, device) for v in value]
     huge = isinstance(value, Tensor) and (value.numel() >= 2**32 or value.layout != torch.strided)
     if not isinstance(value, Tensor) or huge or value.device.type == "meta":
         return value
-    fresh = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    fresh = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
     return fresh.fill_(0).copy_(value) if 0 not in value.stride() else value
 
 
+@contextlib.contextmanager
+def kernels(device: str) -> Iterator[None]:
+    """The kernels of a device take the calls in this block."""
+    if device != "emulator":
+        yield
+        return
+    from tests.emulator.cuda import emulated
+
+    with emulated(), pyfast.using("cuda"):
+        yield
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile_calls")
+    parser.add_argument("--device", choices=["cpu", "cuda", "emulator"], default="cpu")
+    parser.add_argument("ops", nargs="*", metavar="OP")
+    options = parser.parse_args()
+    on = "cuda" if options.device == "cuda" else "cpu"
     faulthandler.enable()
     torch.set_num_threads(1)
     raised = answered = 0
-    for name, function, args in calls(sys.argv[1:] or backend.OPS):
+    for name, function, args in calls(options.ops or backend.OPS):
         print(name, flush=True)
         try:
-            function(*[copied(a) for a in args])
+            with kernels(options.device):
+                function(*[copied(a, on) for a in args])
             answered += 1
         except (RuntimeError, TypeError, ValueError, IndexError):
             raised += 1
+        if on == "cuda":
+            torch.cuda.synchronize()  # what a kernel broke is found by whoever comes next
     print(f"done: {raised} raised, {answered} answered")
 
 

@@ -38,14 +38,14 @@ def results(case: Case, function: Any, inputs: dict[str, Any]) -> list[Tensor]:
 
 def same_layout(t: Tensor) -> Tensor:
     """A copy with the strides of `t`, gaps included."""
-    copy = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
+    copy = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
     return copy.copy_(t.detach())
 
 
 def cotangent(out: Tensor) -> Tensor:
     """The same gradient of the output, up to its rounding, for every dtype."""
     values = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    return values.bfloat16().to(out.dtype)
+    return values.bfloat16().to(out.device, out.dtype)
 
 
 def in_float64(case: Case, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import accuracy, ceilings, contestants, errors, memory, ops, report, rows
+from bench import accuracy, ceilings, contestants, devices, errors, memory, ops, report, rows
 from bench.timing import Timing
 from pyfast import testing
 from pyfast.testing import Case, adamw, cross_entropy, linear_act
@@ -152,7 +152,7 @@ def test_peak_loops_without_a_compiler(monkeypatch) -> None:
 def run_ops(monkeypatch, capsys, arguments: str, found: list[Case]) -> tuple[str, dict]:
     """The table and the JSON object of a run on small ceilings and these cases."""
     limits = CEILING | {"matmul_gflops": dict.fromkeys(ops.DTYPES, 100.0)}
-    monkeypatch.setattr(ops, "cases", lambda op, quick: [c for c in found if c.op == op])
+    monkeypatch.setattr(ops, "cases", lambda op, *_: [c for c in found if c.op == op])
     monkeypatch.setattr(ops.ceilings, "measure_ceilings", lambda *_: limits)
     monkeypatch.setattr(ops, "ROUNDS", 2)
     monkeypatch.setattr(sys, "argv", ["ops", *arguments.split()])
@@ -198,7 +198,7 @@ def test_bench_ops_survives_a_compiler_that_fails(monkeypatch, capsys) -> None:
 
 def test_hopeless_contestants_are_left_out(capsys) -> None:
     bench = ops.Bench.__new__(ops.Bench)
-    bench.failures = []
+    bench.failures, bench.device = [], devices.CPU
     naps = {"pyfast": 0.2, "eager": 0.001, "chunked": 0.1}
     calls = {name: lambda s=seconds: time.sleep(s) for name, seconds in naps.items()}
     found = job(calls=calls)
