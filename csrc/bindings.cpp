@@ -75,7 +75,8 @@ std::vector<std::string> cuda_archs() {
   return archs;
 }
 
-constexpr pyfast::Isa kLevels[] = {pyfast::Isa::generic, pyfast::Isa::avx2, pyfast::Isa::avx512, pyfast::Isa::amx};
+constexpr pyfast::Isa kLevels[] = {pyfast::Isa::generic, pyfast::Isa::avx2, pyfast::Isa::avx512,
+                                    pyfast::Isa::avx512_bf16, pyfast::Isa::amx};
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;

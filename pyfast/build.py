@@ -30,9 +30,11 @@ ISA_FLAGS = {  # never -march=native: what is built here must run elsewhere
     "generic": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": AVX512.split(),
+    "avx512_bf16": f"{AVX512} -mavx512bf16".split(),
     "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16".split(),
 }
-MATMUL_METAL = {  # have an AMX form
+BF16_ISAS = {"avx512_bf16", "amx"}  # multiply bfloat16: levels of these files alone
+MATMUL_METAL = {
     "linear_act",
     "linear_glu",
     "linear_cross_entropy",
@@ -94,7 +96,7 @@ def objects(emulate_tiles: bool = False) -> Iterator[tuple[Path, str, list[str]]
             own, name = ISA_FLAGS[isa], f"{source.stem}.{isa}.o"
             if isa == "amx" and emulate_tiles:
                 own, name = [*AVX512.split(), *emulation], f"{source.stem}.{isa}.emulated.o"
-            if isa != "amx" or source.stem in MATMUL_METAL:
+            if isa not in BF16_ISAS or source.stem in MATMUL_METAL:
                 yield source, name, [f"-DPYFAST_ISA={isa}", *own]
 
 

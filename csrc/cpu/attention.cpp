@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const
   args.out = heads_of(out, out.mutable_data_ptr());
   args.lse = lse.mutable_data_ptr();
   if (args.queries > kFewQueries) {
-    dispatch_matmul_isa([&](auto isa) { attention<decltype(isa)::value>(args); });
+    dispatch_matmul_isa(args.dtype, [&](auto isa) { attention<decltype(isa)::value>(args); });
   } else {
     Tensor partials = empty({attention_partials(args)}, accumulator_type(q));
     args.partials = partials.mutable_data_ptr();
@@ -140,12 +140,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& 
   args.grad_q = heads_of(dq, dq.mutable_data_ptr());
   args.grad_k = heads_of(dk, dk.mutable_data_ptr());
   args.grad_v = heads_of(dv, dv.mutable_data_ptr());
-  dispatch_matmul_isa([&](auto isa) { attention_backward<decltype(isa)::value>(args); });
+  dispatch_matmul_isa(a.dtype, [&](auto isa) { attention_backward<decltype(isa)::value>(args); });
   if (need_mask) {
     args.grad_mask = dmask.mutable_data_ptr();
     args.mask_batch = mask->size(0), args.mask_heads = mask->size(1);
     args.mask_queries = mask->size(2), args.mask_keys = mask->size(3);
-    dispatch_matmul_isa([&](auto isa) { attention_grad_mask<decltype(isa)::value>(args); });
+    dispatch_matmul_isa(a.dtype, [&](auto isa) { attention_grad_mask<decltype(isa)::value>(args); });
   }
   return {dq, dk, dv, dmask};
 }

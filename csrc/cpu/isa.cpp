@@ -11,7 +11,7 @@
 namespace pyfast {
 namespace {
 
-constexpr Isa kLevels[] = {Isa::amx, Isa::avx512, Isa::avx2, Isa::generic};
+constexpr Isa kLevels[] = {Isa::amx, Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::generic};
 
 // Linux gives a process the AMX tile registers only on request (arch_prctl ARCH_REQ_XCOMP_PERM).
 bool request_tiles() {
@@ -47,6 +47,7 @@ Isa& chosen() {
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::amx: return "amx";
+    case Isa::avx512_bf16: return "avx512_bf16";
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";
     default: return "generic";
@@ -59,13 +60,14 @@ bool isa_supported(Isa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (isa == Isa::avx2) return avx2;
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   if (isa == Isa::avx512) return avx512;
+  if (isa == Isa::avx512_bf16) return avx512_bf16;
 #ifdef PYFAST_EMULATE_TILES
   if (isa == Isa::amx) return avx512;   // plain C++ stands in for the tile instructions
 #endif
   if (isa == Isa::amx) {
-    static const bool amx = avx512 && __builtin_cpu_supports("avx512bf16") &&
-                            __builtin_cpu_supports("amx-bf16") && request_tiles();
+    static const bool amx = avx512_bf16 && __builtin_cpu_supports("amx-bf16") && request_tiles();
     return amx;
   }
 #endif

@@ -3,9 +3,11 @@
 
 #include <utility>
 
+#include "../dispatch.h"
+
 namespace pyfast {
 
-enum class Isa { generic, avx2, avx512, amx };   // each level contains the ones before it
+enum class Isa { generic, avx2, avx512, avx512_bf16, amx };   // each level contains the ones before it
 
 const char* isa_name(Isa isa);
 bool isa_supported(Isa isa);       // by this processor and operating system
@@ -27,11 +29,15 @@ void dispatch_isa(F&& f) {
   f(IsaTag<Isa::generic>{});
 }
 
-// The same for kernels made of matrix products, which have an AMX form too.
+// The same for kernels made of matrix products. Above AVX-512 are levels that multiply bfloat16: of these kernels they
+// have that dtype's form and no other.
 template <class F>
-void dispatch_matmul_isa(F&& f) {
+void dispatch_matmul_isa(DType dtype, F&& f) {
 #ifdef __x86_64__
-  if (current_isa() == Isa::amx) return f(IsaTag<Isa::amx>{});
+  if (dtype == DType::bfloat16) {
+    if (current_isa() == Isa::amx) return f(IsaTag<Isa::amx>{});
+    if (current_isa() == Isa::avx512_bf16) return f(IsaTag<Isa::avx512_bf16>{});
+  }
 #endif
   dispatch_isa(std::forward<F>(f));
 }

@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> linear_act_cpu(const Tensor& x, const Tensor& weight,
   if (m > 0 && n > 0) {
     const LinearActArgs args{dtype, activation, m, n, k, in.const_data_ptr(), row_stride(in), weight_view(w),
                              pointer(bias), out.mutable_data_ptr(), keep ? preact.mutable_data_ptr() : nullptr};
-    dispatch_matmul_isa([&](auto isa) { linear_act<decltype(isa)::value>(args); });
+    dispatch_matmul_isa(dtype, [&](auto isa) { linear_act<decltype(isa)::value>(args); });
   }
   return {out, preact};
 }
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_act_backward_cpu(const Tensor& grad_ou
                                      need_x ? dx.mutable_data_ptr() : nullptr,
                                      need_weight ? dweight.mutable_data_ptr() : nullptr,
                                      need_bias ? dbias.mutable_data_ptr() : nullptr, transposed};
-    dispatch_matmul_isa([&](auto isa) { linear_act_backward<decltype(isa)::value>(args); });
+    dispatch_matmul_isa(dtype, [&](auto isa) { linear_act_backward<decltype(isa)::value>(args); });
   }
   return {dx, need_weight && transposed ? torch::stable::transpose(dweight, 0, 1) : dweight, dbias};
 }

@@ -92,7 +92,7 @@ Gradients run(const Linear& in, const Targets& targets, double label_smoothing, 
   a.dx = data_or_null(g.x, need.x);
   a.dweight = data_or_null(g.weight, need.weight);
   a.dbias = data_or_null(g.bias, need.bias);
-  dispatch_matmul_isa([&](auto isa) {
+  dispatch_matmul_isa(a.dtype, [&](auto isa) {
     constexpr Isa kIsa = decltype(isa)::value;
     Tensor workspace = empty({linear_cross_entropy_workspace<kIsa>(a)}, ScalarType::Byte);
     advise_huge_pages(workspace.mutable_data_ptr(), size_t(workspace.numel()));

@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_glu_cpu(const Tensor& x, const Tensor&
                              {weight_view(wg), weight_view(wu)}, {pointer(gate_bias), pointer(up_bias)},
                              out.mutable_data_ptr(),
                              {save ? gate.mutable_data_ptr() : nullptr, save ? up.mutable_data_ptr() : nullptr}};
-    dispatch_matmul_isa([&](auto isa) { linear_glu<decltype(isa)::value>(args); });
+    dispatch_matmul_isa(dtype, [&](auto isa) { linear_glu<decltype(isa)::value>(args); });
   }
   return {out, gate, up};
 }
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_glu_backward_cpu(
                                      {weight_view(wg), weight_view(wu)}, to(need_x, dx),
                                      {to(need_weight, dwg), to(need_weight, dwu)},
                                      {to(need_bias, dbg), to(need_bias, dbu)}, transposed};
-    dispatch_matmul_isa([&](auto isa) { linear_glu_backward<decltype(isa)::value>(args); });
+    dispatch_matmul_isa(dtype, [&](auto isa) { linear_glu_backward<decltype(isa)::value>(args); });
   }
   if (need_weight && transposed) {
     dwg = torch::stable::transpose(dwg, 0, 1);

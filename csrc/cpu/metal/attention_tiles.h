@@ -42,19 +42,17 @@ void dispatch_storage(DType dtype, const F& f) {
   else if constexpr (sizeof(typename Core::Acc) == 8) return f(TypeTag<double>{});
   else if (dtype == DType::float32) return f(TypeTag<float>{});
   else if (dtype == DType::float16) return f(TypeTag<f16>{});
-#ifndef PYFAST_TILES
   else return f(TypeTag<bf16>{});
-#endif
 }
 
 // f(TypeTag<Core>) with the core for a dtype.
 template <class F>
 void dispatch_core(DType dtype, const F& f) {
-  if (dtype == DType::float64) return f(TypeTag<FmaCore<double>>{});
-#ifdef PYFAST_TILES
-  if (dtype == DType::bfloat16) return f(TypeTag<AmxCore>{});
+#ifdef PYFAST_BF16_CORE
+  f(TypeTag<CoreFor<bf16>>{});
+#else
+  dtype == DType::float64 ? f(TypeTag<FmaCore<double>>{}) : f(TypeTag<FmaCore<float>>{});
 #endif
-  f(TypeTag<FmaCore<float>>{});
 }
 
 // ---- workspaces ----------------------------------------------------------------------------------

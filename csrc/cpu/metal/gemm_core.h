@@ -56,7 +56,8 @@ struct FmaCore {
   }
 };
 
-#ifdef PYFAST_TILES
+#if defined(PYFAST_TILES)
+#define PYFAST_BF16_CORE
 // AMX: four 16 x 16 tiles of C from two tiles of A and two of B, 32 deep in bfloat16.
 // a[depth / 32][2][16 rows][32], b[depth / 32][2][16 pairs of depth][16 columns][2].
 struct AmxCore {
@@ -81,12 +82,65 @@ struct AmxCore {
     tile_store<0>(c, bytes), tile_store<1>(c01, bytes), tile_store<2>(c10, bytes), tile_store<3>(c11, bytes);
   }
 };
+using Bf16Core = AmxCore;
+
+#elif defined(__AVX512BF16__)
+#define PYFAST_BF16_CORE
+// Pairs of bfloat16 that are neighbours in depth, a pair in the place of FmaCore's float: VDPBF16PS adds both products
+// to a float, twice the operations of a multiply-add. a[depth / 2][kRows][2], b[depth / 2][kCols][2].
+struct PairCore {
+  using Elem = bf16;
+  using Acc = float;
+  static constexpr int64_t kVectors = 2, kRows = 12, kCols = kVectors * kLanes<float>, kDepth = 2;
+  struct Session {};
+
+  static void multiply(int64_t depth, const bf16* a, const bf16* b, float* c, int64_t c_stride, bool accumulate) {
+    __m512 sum[kRows][kVectors] = {};
+    for (int64_t k = 0; k < depth; k += kDepth, a += kDepth * kRows, b += kDepth * kCols) {
+      const __m512bh b0 = pairs(b), b1 = pairs(b + 32);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kRows; ++r) {
+        const __m512bh ar = spread(a + kDepth * r);
+        sum[r][0] = _mm512_dpbf16_ps(sum[r][0], ar, b0);
+        sum[r][1] = _mm512_dpbf16_ps(sum[r][1], ar, b1);
+      }
+    }
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) {
+        float* to = c + r * c_stride + v * kLanes<float>;
+        store(to, accumulate ? load(to) + (VecF)sum[r][v] : (VecF)sum[r][v]);
+      }
+  }
+
+  static __m512bh pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static __m512bh spread(const bf16* p) {   // the pair at p in every lane
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof pair);
+    return (__m512bh)_mm512_set1_epi32(pair);
+  }
+};
+using Bf16Core = PairCore;
+#endif
+
+#ifdef PYFAST_BF16_CORE
+// f(TypeTag<T>) for the storage types an object has kernels for: bfloat16 alone at the levels that multiply it.
+template <class F>
+inline void dispatch_matmul_dtype(DType, const F& f) {
+  f(TypeTag<bf16>{});
+}
+#else
+template <class F>
+inline void dispatch_matmul_dtype(DType dtype, const F& f) {
+  dispatch_dtype(dtype, f);
+}
 #endif
 
 // The core for operands stored as T.
 template <class T> struct CoreOf { using type = FmaCore<acc_t<T>>; };
-#ifdef PYFAST_TILES
-template <> struct CoreOf<bf16> { using type = AmxCore; };
+#ifdef PYFAST_BF16_CORE
+template <> struct CoreOf<bf16> { using type = Bf16Core; };
 #endif
 template <class T> using CoreFor = typename CoreOf<T>::type;
 

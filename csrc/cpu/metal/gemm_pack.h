@@ -3,22 +3,10 @@
 // the padding of the depth are zero.
 #pragma once
 
-#include "gemm_core.h"
+#include "gemm_pack_bf16.h"
 
 namespace pyfast {
 namespace {
-
-// A matrix seen as lanes x depth; element (lane, k) at data[lane * lane_stride + k * depth_stride].
-template <class T>
-struct Operand {
-  const T* data;
-  int64_t lane_stride, depth_stride;
-  int64_t lanes, depth;
-
-  Operand from(int64_t lane, int64_t k) const {
-    return {data + lane * lane_stride + k * depth_stride, lane_stride, depth_stride, lanes - lane, depth - k};
-  }
-};
 
 template <class Core> constexpr int64_t padded_depth(int64_t depth) { return round_up(depth, Core::kDepth); }
 
@@ -26,28 +14,6 @@ template <class Core> constexpr int64_t padded_depth(int64_t depth) { return rou
 template <class Core>
 constexpr int64_t panels_size(int64_t width, int64_t lanes, int64_t depth) {
   return round_up(lanes, width) * padded_depth<Core>(depth);
-}
-
-// v[i][j] becomes v[j][i], in log2(lanes) rounds of exchanging blocks between pairs of vectors.
-template <class V>
-inline void transpose(V* v) {
-  constexpr int n = sizeof(V) / sizeof(v[0][0]);
-  using Index = __typeof__(v[0] < v[0]);
-#pragma GCC unroll 8
-  for (int step = 1; step < n; step *= 2) {
-    Index low, high;   // lanes of (a, b) that make the new a and the new b
-    for (int j = 0; j < n; ++j) {
-      low[j] = j & step ? n + j - step : j;
-      high[j] = j & step ? n + j : j + step;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) {
-      if (i & step) continue;
-      const V a = v[i], b = v[i + step];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + step] = __builtin_shuffle(a, b, high);
-    }
-  }
 }
 
 // ---- panels of FmaCore: to[k][width] -------------------------------------------------------------
@@ -101,86 +67,16 @@ void pack_fma(A* to, const Operand<T>& from) {
   pack_strided<kWidth>(to, from);
 }
 
-#ifdef PYFAST_TILES
-// ---- panels of AmxCore: 16 x 16 blocks of bfloat16 pairs, [lane][pair] for A, [pair][lane] for B ---
-inline VecU narrow(VecF v) {   // bfloat16 bits in the low halves
-  bf16 h[16];
-  store(h, v);
-  return __builtin_convertvector(load_bits<VecH>(h), VecU);
-}
-inline VecU half_bits(const bf16* p, int64_t n) {
-  uint16_t h[16] = {};
-  __builtin_memcpy(h, p, size_t(n) * sizeof(bf16));
-  return __builtin_convertvector(load_bits<VecH>(h), VecU);
-}
-inline VecU half_bits(const float* p, int64_t n) { return narrow(load_part(p, n)); }
-
-// 16 pairs of neighbours in depth of one lane.
-inline VecU depth_pairs(const bf16* p, int64_t n) {
-  VecU v{};
-  __builtin_memcpy(&v, p, size_t(n) * sizeof(bf16));
-  return v;
-}
-inline VecU depth_pairs(const float* p, int64_t n) {
-  bf16 h[32] = {};
-  store(h, load_part(p, min_of(n, 16)));
-  if (n > 16) store(h + 16, load_part(p + 16, n - 16));
-  return depth_pairs(h, 32);
-}
-
-// One block: 16 lanes from `lane`, 32 deep from `k`.
-template <bool kPairsOutside, class T>
-void pack_tile(bf16* to, const Operand<T>& from, int64_t lane, int64_t k) {
-  const int64_t lanes = min_of(16, from.lanes - lane), deep = min_of(32, from.depth - k);
-  const T* base = from.data + lane * from.lane_stride + k * from.depth_stride;
-  VecU block[16] = {};
-  bool pairs_outside = true;
-  if (from.depth_stride == 1) {
-    pairs_outside = false;
-    for (int64_t i = 0; i < lanes; ++i) block[i] = depth_pairs(base + i * from.lane_stride, deep);
-  } else if (from.lane_stride == 1) {
-    for (int64_t p = 0; 2 * p < deep; ++p) {
-      const T* row = base + 2 * p * from.depth_stride;
-      block[p] = half_bits(row, lanes);
-      if (2 * p + 1 < deep) block[p] |= half_bits(row + from.depth_stride, lanes) << 16;
-    }
-  } else {
-    for (int64_t p = 0; 2 * p < deep; ++p)
-      for (int64_t i = 0; i < lanes; ++i) {
-        const T* at = base + i * from.lane_stride + 2 * p * from.depth_stride;
-        block[p][i] = half_bits(at, 1)[0] | (2 * p + 1 < deep ? half_bits(at + from.depth_stride, 1)[0] << 16 : 0u);
-      }
-  }
-  if (pairs_outside != kPairsOutside) transpose(block);
-  for (int64_t i = 0; i < 16; ++i) __builtin_memcpy(to + 32 * i, &block[i], 64);
-}
-
-template <bool kPairsOutside, class T>
-void pack_tiles(bf16* to, const Operand<T>& from) {
-  for (int64_t k = 0; k < from.depth; k += AmxCore::kDepth)
-    for (int64_t lane = 0; lane < 32; lane += 16, to += AmxCore::kTile) {
-      if (lane < from.lanes) pack_tile<kPairsOutside>(to, from, lane, k);
-      else __builtin_memset(to, 0, AmxCore::kTile * sizeof(bf16));
-    }
-}
-#endif
-
 // One panel of rows of A, or of columns of B: the first kRows (kCols) lanes of `from`.
 template <class Core, class T>
 void pack_row_panel(typename Core::Elem* to, const Operand<T>& from) {
-#ifdef PYFAST_TILES
-  if constexpr (Core::kDepth > 1) return pack_tiles<false>(to, from);
-  else
-#endif
-    pack_fma<Core::kRows>(to, from);
+  if constexpr (Core::kDepth > 1) pack_bf16_rows(to, from);
+  else pack_fma<Core::kRows>(to, from);
 }
 template <class Core, class T>
 void pack_col_panel(typename Core::Elem* to, const Operand<T>& from) {
-#ifdef PYFAST_TILES
-  if constexpr (Core::kDepth > 1) return pack_tiles<true>(to, from);
-  else
-#endif
-    pack_fma<Core::kCols>(to, from);
+  if constexpr (Core::kDepth > 1) pack_bf16_cols(to, from);
+  else pack_fma<Core::kCols>(to, from);
 }
 
 // All panels of an operand, on all threads, reading memory in long runs. Lanes contiguous in depth: panel by panel,

@@ -66,12 +66,12 @@ void backward(const LinearActBackwardArgs& a) {
 
 template <>
 void linear_act<kIsa>(const LinearActArgs& a) {
-  dispatch_dtype(a.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(a); });
+  dispatch_matmul_dtype(a.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(a); });
 }
 
 template <>
 void linear_act_backward<kIsa>(const LinearActBackwardArgs& a) {
-  dispatch_dtype(a.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(a); });
+  dispatch_matmul_dtype(a.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(a); });
 }
 
 }  // namespace pyfast

@@ -287,13 +287,13 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
 template <>
 int64_t linear_cross_entropy_workspace<kIsa>(const LinearCrossEntropyArgs& a) {
   int64_t bytes = 0;
-  dispatch_dtype(a.dtype, [&](auto tag) { bytes = LinearCrossEntropy<typename decltype(tag)::type>(a).bytes; });
+  dispatch_matmul_dtype(a.dtype, [&](auto tag) { bytes = LinearCrossEntropy<typename decltype(tag)::type>(a).bytes; });
   return bytes;
 }
 
 template <>
 void linear_cross_entropy<kIsa>(const LinearCrossEntropyArgs& a) {
-  dispatch_dtype(a.dtype, [&](auto tag) { LinearCrossEntropy<typename decltype(tag)::type>(a).run(); });
+  dispatch_matmul_dtype(a.dtype, [&](auto tag) { LinearCrossEntropy<typename decltype(tag)::type>(a).run(); });
 }
 
 }  // namespace pyfast

@@ -94,12 +94,12 @@ void backward(const LinearGluBackwardArgs& a) {
 
 template <>
 void linear_glu<kIsa>(const LinearGluArgs& a) {
-  dispatch_dtype(a.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(a); });
+  dispatch_matmul_dtype(a.dtype, [&](auto tag) { forward<typename decltype(tag)::type>(a); });
 }
 
 template <>
 void linear_glu_backward<kIsa>(const LinearGluBackwardArgs& a) {
-  dispatch_dtype(a.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(a); });
+  dispatch_matmul_dtype(a.dtype, [&](auto tag) { backward<typename decltype(tag)::type>(a); });
 }
 
 }  // namespace pyfast
