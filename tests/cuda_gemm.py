@@ -10,6 +10,7 @@ from torch import Tensor
 from pyfast import reference
 from pyfast.tolerance import assert_as_good_as_torch
 from tests.emulator import Module, Stats, nvcc
+from tests.emulator.tensormap import encode_tensor_map
 
 SOURCE = Path(__file__).parent / "cuda/gemm.cu"
 B, H, F = torch.bfloat16, torch.float16, torch.float32
@@ -17,6 +18,7 @@ NAMES = {B: "__nv_bfloat16", H: "__half", F: "If"}
 # Tile: its rows, columns and depth, and the threads of a block; three stages of shared memory.
 LARGE, SMALL, FLOAT = (128, 128, 32, 128), (64, 64, 64, 128), (64, 64, 32, 64)
 HOPPER = (128, 128, 64, 256)
+TMA, TMA_WIDE = (128, 128, 64, 384), (128, 256, 64, 384)  # by tensor maps
 ACTIVATIONS = list(reference.ACTIVATIONS)
 ARCHS = ["sm_80", "sm_90a"]
 P, Int, L, Flag = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_bool
@@ -69,6 +71,14 @@ def operand(t: Tensor, major: str) -> Operand:
     return Operand(t.data_ptr(), stride, aligned)
 
 
+def tensor_map(t: Tensor, major: str, rows: int) -> bytes:
+    """Of [rows, depth], cut into boxes of `rows` or, where the rows have stride 1, of 64 rows."""
+    by_depth = t if major == "depth" else t.t()
+    box = (rows if major == "depth" else 64, 64)
+    shape, strides = by_depth.shape, by_depth.stride()
+    return encode_tensor_map(t.data_ptr(), shape, strides, box, t.dtype, 128)
+
+
 def pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
@@ -83,9 +93,13 @@ def gemm(
     written: list[Tensor],
     slices: int = 1,
     sums: Tensor | None = None,
+    processors: int = 2,
     **options: Any,
 ) -> Stats:
-    """One launch; `written` and `sums` may not be read before they are written."""
+    """One launch; `written` and `sums` may not be read before they are written.
+
+    `processors` are what blocks by tensor maps share: with fewer than tiles they take several.
+    """
     (m, k), n = a.shape, b.shape[0]
     rows, cols, depth, threads = tile
     steps = -(-k // depth)
@@ -95,14 +109,20 @@ def gemm(
     args = Gemm(*operands, m, n, k, split, pointer(sums), stride)
     code = {"depth": "MajorE0", "rows": "MajorE1"}
     kind, shape = type(epilogue).__name__ + "Epi", f"ILi{rows}ELi{cols}ELi{depth}E"
-    words = (NAMES[a.dtype], shape, code[majors[0]], kind)
-    stages = 3 * (rows + cols) * depth * a.element_size()
+    name, stages, maps = "gemm_kernel", 3, []
+    tiles = -(-m // rows) * -(-n // cols)
+    if threads == TMA[3]:
+        name, shape, stages = "gemm_tma_kernel", f"TmaTileILi{cols}E", 1536 // (rows + cols)
+        maps = [tensor_map(t, *x) for t, *x in ((a, majors[0], rows), (b, majors[1], cols))]
+        tiles = min(tiles, processors)
+    words = (name, NAMES[a.dtype], shape, code[majors[0]], kind)
+    shared = stages * (rows + cols) * depth * a.element_size()
+    shared += 32 * 1024 + 16 * stages if maps else 0  # for the epilogue, and barriers
     fresh = written if sums is None else [*written, sums]
     reachable = [a, b, *options.pop("reachable", ()), *fresh]
-    grid = (-(-m // rows) * -(-n // cols), slices)
     return kernels.launch(
-        find(kernels, "gemm_kernel", *words), grid, threads, [bytes(args), bytes(epilogue)],
-        shared_bytes=stages, reachable=reachable, uninitialised=fresh, **options,
+        find(kernels, *words), (tiles, slices), threads, [*maps, bytes(args), bytes(epilogue)],
+        shared_bytes=shared, reachable=reachable, uninitialised=fresh, **options,
     )  # fmt: skip
 
 

@@ -36,14 +36,17 @@ GemmOperand<T> operand(const void* data, int64_t stride) {
   return {static_cast<const T*>(data), stride, aligned};
 }
 
-// f(tile): a large one where it fills the GPU.
+// f(tile): a large one where it fills the GPU; on capability 9.0 a wide one where that fills it, too, and no half of it
+// is left empty at the edge.
 template <class T, class F>
 auto dispatch_tile(int capability, int64_t m, int64_t n, const F& f) {
   if constexpr (sizeof(T) == 4) {
     return f(FloatTile{});
   } else {
     if (gemm_tiles<LargeTile>(m, n) < kFullGrid) return f(SmallTile{});
-    return capability == 9 ? f(HopperTile{}) : f(LargeTile{});
+    if (capability != 9) return f(LargeTile{});
+    const bool even = ceil_div(n, HopperTile::kN) % 2 == 0 || n > 8 * WideTile::kN;
+    return even && gemm_tiles<WideTile>(m, n) >= kFullGrid ? f(WideTile{}) : f(HopperTile{});
   }
 }
 

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "mutant.cuh"
+
 namespace pyfast {
 
 using bfloat16 = __nv_bfloat16;
@@ -126,7 +128,8 @@ __device__ __forceinline__ void wgmma_wait() {
 // A matrix in shared memory of 128-byte lines in groups of eight, XORed as SharedTile does: `leading` bytes from 64
 // rows to the next 64 where the rows have stride 1, `stride` bytes from group to group.
 __device__ __forceinline__ uint64_t wgmma_matrix(uint32_t address, uint32_t leading, uint32_t stride) {
-  return uint64_t(1) << 62 | uint64_t(stride >> 4) << 32 | uint64_t(leading >> 4) << 16 | (address & 0x3ffff) >> 4;
+  const uint64_t permutation = mutant(117) ? 2 : 1;   // of 128 bytes; 2: of 64
+  return permutation << 62 | uint64_t(stride >> 4) << 32 | uint64_t(leading >> 4) << 16 | (address & 0x3ffff) >> 4;
 }
 
 // c [64, 128] += a [64, 16] b [16, 128] of a warpgroup; a warp has 16 rows of c, as mma.sync would leave them.
@@ -152,6 +155,89 @@ __device__ __forceinline__ void wgmma(float (&c)[16][4], uint64_t a, uint64_t b)
 #undef PYFAST_WGMMA
 #undef PYFAST_TILES
 #undef PYFAST_TILE
+}
+
+// c [64, 256] += a [64, 16] b [16, 256], as above.
+template <class T, bool kRowsA, bool kRowsB>
+__device__ __forceinline__ void wgmma(float (&c)[32][4], uint64_t a, uint64_t b) {
+#define PYFAST_TILE(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
+#define PYFAST_TILES(j) PYFAST_TILE(j), PYFAST_TILE(j + 1), PYFAST_TILE(j + 2), PYFAST_TILE(j + 3)
+#define PYFAST_WGMMA(TYPES) \
+  asm volatile( \
+      "{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32." TYPES " {" \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, " \
+      "%128, %129, add, 1, 1, %130, %131; }" \
+      : PYFAST_TILES(0), PYFAST_TILES(4), PYFAST_TILES(8), PYFAST_TILES(12), PYFAST_TILES(16), PYFAST_TILES(20), \
+        PYFAST_TILES(24), PYFAST_TILES(28) \
+      : "l"(a), "l"(b), "n"(int(kRowsA)), "n"(int(kRowsB)))
+  if constexpr (std::is_same_v<T, bfloat16>)
+    PYFAST_WGMMA("bf16.bf16");
+  else
+    PYFAST_WGMMA("f16.f16");
+#undef PYFAST_WGMMA
+#undef PYFAST_TILES
+#undef PYFAST_TILE
+}
+
+// ---- mbarriers and copies by tensor maps (sm_90) ----
+
+// A phase of the barrier ends when `count` threads have arrived and the bytes they expect are there.
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+// What this thread has initialised is seen by the copies, too, once a barrier of the block has passed.
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  fence_async_proxy();
+}
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+// Waits for the end of the phase of this parity, 0 for the first; a barrier that has just been initialised is past the
+// phase of parity 1.
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (!done);
+}
+
+// The box of a matrix that begins at (across, line), zeros outside of it; its bytes arrive at the barrier.
+__device__ __forceinline__ void copy_box(uint32_t to, const void* map, int across, int line, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+          "r"(to),
+      "l"(map), "r"(across), "r"(line), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void prefetch_map(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// The warpgroup keeps this many registers for each thread and gives the others back, or waits until it has as many; a
+// multiple of 8.
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 }  // namespace pyfast

@@ -11,6 +11,9 @@ using Store = StoreEpilogue<T>;
 
 #define GEMM(T, TILE, A, B, SUMS, EPILOGUE) \
   template __global__ void gemm_kernel<T, TILE, Major::A, Major::B, SUMS, EPILOGUE<T>>(GemmArgs<T>, EPILOGUE<T>);
+#define TMA(T, COLS, A, B, SUMS, EPILOGUE) \
+  template __global__ void gemm_tma_kernel<T, TmaTile<COLS>, Major::A, Major::B, SUMS, EPILOGUE<T>>( \
+      const __grid_constant__ CUtensorMap, const __grid_constant__ CUtensorMap, const GemmArgs<T>, const EPILOGUE<T>);
 
 GEMM(bfloat16, LargeTile, rows, rows, true, Store)
 template __global__ void act_backward_kernel<bfloat16>(ActBackwardArgs<bfloat16>);
@@ -18,7 +21,13 @@ template __global__ void column_sums_kernel<bfloat16>(bfloat16*, const float*, i
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 GEMM(bfloat16, HopperTile, rows, rows, true, Store)
+TMA(bfloat16, 128, rows, rows, true, Store)
 #ifndef PYFAST_MUTANT
+TMA(bfloat16, 256, rows, rows, true, Store)
+TMA(bfloat16, 128, depth, depth, false, Forward)
+TMA(bfloat16, 256, depth, depth, false, Forward)
+TMA(float16, 128, depth, rows, false, Forward)
+TMA(float16, 256, depth, rows, false, Forward)
 GEMM(bfloat16, HopperTile, depth, depth, false, Forward)
 GEMM(float16, HopperTile, depth, rows, false, Forward)
 #endif

@@ -64,6 +64,7 @@ class _Memory(ctypes.Structure):
 
 _LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Request))
 _MEMORY = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Memory))
+_THREADS = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
 
 
 class _StandIn(ctypes.Structure):
@@ -72,6 +73,7 @@ class _StandIn(ctypes.Structure):
     _fields_ = [
         ("launch", _LAUNCH),
         ("memory", _MEMORY),
+        ("threads", _THREADS),
         ("capability", ctypes.c_int32),
         ("processors", ctypes.c_int32),
         ("shared_limit", ctypes.c_int32),
@@ -186,6 +188,11 @@ class _Session:
         self.log.append(Launch(binary, *sizes, stats))
         return 0
 
+    def threads(self, fatbin: int, kernel: bytes) -> int:
+        """The most threads of a block of the kernel; 0 where no code is for this GPU."""
+        module = _module(fatbin, self.capability, None)
+        return module.most_threads.get(kernel.decode(), 1024) if module else 0
+
     def call(self, function: torch._ops.OpOverload, args: tuple, run: Any) -> Any:
         """A room, from its first check to its last launch."""
         state = _stand_in()
@@ -234,22 +241,23 @@ def emulated(
         raise RuntimeError(f"emulated: the extension must run on the emulator; it {missing()}")
     options = {"order": order, "seed": seed, "perturb": perturb, "l2_bytes": cache_bytes}
     session = _Session(capability, options, mutant, on_host)
-    hooks = _LAUNCH(session.launch), _MEMORY(session.remember)
-    before = state.launch, state.memory, state.capability, state.processors, state.shared_limit
+    hooks = _LAUNCH(session.launch), _MEMORY(session.remember), _THREADS(session.threads)
+    before = state.launch, state.memory, state.threads
+    facts_before = state.capability, state.processors, state.shared_limit
     run = cuda_rooms.call
 
     def call(function: torch._ops.OpOverload, args: tuple) -> Any:
         return session.call(function, args, run)
 
     facts = capability, processors, SHARED_LIMIT[capability]
-    state.launch, state.memory = hooks
+    state.launch, state.memory, state.threads = hooks
     state.capability, state.processors, state.shared_limit = facts
     try:
         with mock.patch.object(cuda_rooms, "call", call):
             yield session.log
     finally:
-        state.launch, state.memory = before[:2]
-        state.capability, state.processors, state.shared_limit = before[2:]
+        state.launch, state.memory, state.threads = before
+        state.capability, state.processors, state.shared_limit = facts_before
 
 
 def _module(fatbin: int, capability: int, mutant: tuple[str, int] | None) -> Module | None:
@@ -276,6 +284,8 @@ def _mutant(file: str, number: int, arch: str) -> Module:
 def _named(text: str) -> Module:
     module = Module(text)
     module.arch_name = re.search(r"^\.target\s+(\w+)", text, re.M)[1]
+    bounds = re.findall(r"\.entry\s+(\w+)\([^)]*\)\s*\.maxntid\s+(\d+)", text)
+    module.most_threads = {name: int(threads) for name, threads in bounds}
     return module
 
 

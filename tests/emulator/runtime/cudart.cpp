@@ -138,6 +138,16 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
     found->second.shared_allowed = size_t(value) > kSharedByDefault ? size_t(value) : kSharedByDefault;
     return cudaSuccess;
 }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* to, const void* function) {
+    const auto found = functions().find(function);
+    if (found == functions().end()) return told(cudaErrorInvalidDeviceFunction);
+    const int threads = stand_in.threads ? stand_in.threads(found->second.fatbin, found->second.name.c_str()) : 0;
+    if (threads <= 0) return told(cudaErrorInvalidDeviceFunction);
+    *to = {};
+    to->maxThreadsPerBlock = threads;
+    to->maxDynamicSharedSizeBytes = int(found->second.shared_allowed);
+    return cudaSuccess;
+}
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     switch (attribute) {
         case cudaDevAttrMultiProcessorCount: *value = stand_in.processors; break;

@@ -23,6 +23,7 @@ struct StandInMemory {
 struct StandIn {
     int (*launch)(const StandInLaunch*);   // returns a cudaError_t
     void (*memory)(const StandInMemory*);
+    int (*threads)(const void* fatbin, const char* kernel);   // a block may have; 0: no code for this GPU
     int32_t capability, processors, shared_limit;
     int32_t in_room;           // CPU tensors look like CUDA tensors
     uint64_t host;             // but the one at this address
