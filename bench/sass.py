@@ -131,11 +131,24 @@ def _tool(name: str, *arguments: str, cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def functions(cubin: bytes) -> dict[str, Code]:
+    """Every kernel of a cubin by its mangled name, without the loads that fill slots and never
+    happen."""
+    text = _tool("nvdisasm", "-c", cubin=cubin)
+    parts = re.split(r"\n\s*\.section\s+\.text\.", text)[1:]
+    return {re.match(r"[\w$]+", part)[0]: _code(part) for part in parts}
+
+
 def disassembled(cubin: bytes) -> Code:
-    """The only kernel of a cubin, without the loads that fill slots and never happen."""
+    """The only kernel of a cubin."""
+    (code,) = functions(cubin).values()
+    return code
+
+
+def _code(text: str) -> Code:
     labels: dict[str, int] = {}
     instructions: list[Instruction] = []
-    for line in _tool("nvdisasm", "-c", cubin=cubin).splitlines():
+    for line in text.splitlines():
         if label := re.match(r"(\.L_\w+):", line):
             labels[label[1]] = len(instructions)
         elif (found := _LINE.match(line)) and found[1] != "!PT":

