@@ -11,7 +11,7 @@ key      = $(firstword $(shell (cat $(1); echo $(CURDIR)) | cksum))
 PACKAGES = $(VENV)/packages-$(call key,requirements.txt)
 LINK     = $(VENV)/link-$(call key,setup.py pyproject.toml requirements.txt)
 
-.PHONY: help setup train test bench gpu asan packaging lint doctor clean
+.PHONY: help setup train test bench gpu asan wheel packaging lint doctor clean
 help:
 	@echo "make train      train a GPT on real text        ARGS=\"--config FILE --run.steps 100\""
 	@echo "make test       run the tests                   ARGS=\"-k attention\""
@@ -19,6 +19,7 @@ help:
 	@echo "make bench      compare with plain torch        ARGS=\"--model gpt2-124m\""
 	@echo "make gpu        on a CUDA machine: tests, sanitizer, counters, bench    ARGS=--dry-run without one"
 	@echo "make asan       run the C++ under ASan and UBSan"
+	@echo "make wheel      build dist/*.whl with CUDA kernels for every GPU since 8.0"
 	@echo "make packaging  install in every supported way, each in a fresh virtual environment"
 	@echo "make doctor     say which backend runs where, and why"
 	@echo "make lint       check the style"
@@ -44,6 +45,14 @@ lint: $(PACKAGES)
 
 packaging: $(PACKAGES)
 	$(PY) -m pytest -q tests/test_packaging.py --packaging $(ARGS)
+
+# One for the Python of VENV: make wheel PYTHON=python3.13 VENV=.venv313 builds another. PTX of 8.0 is for
+# GPUs whose own code is not there, of 12.0 for those to come.
+WHEEL_ARCHS = 80+PTX;86;89;90a;100a;120+PTX
+wheel: $(PACKAGES)
+	PYFAST_BUILD_EXT=1 PYFAST_CUDA=1 PYFAST_CUDA_ARCH="$(WHEEL_ARCHS)" \
+		$(PIP) wheel --no-build-isolation --no-deps -w dist $(ARGS) .
+	@ls -l dist/*.whl
 
 asan: setup
 	$(PY) tests/sanitize.py $(ARGS)

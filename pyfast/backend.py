@@ -83,6 +83,8 @@ def choose(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choic
     choice = _choices.get((op, device_type, dtype))
     if choice is None:
         choice = _choices[op, device_type, dtype] = _decide(op, device_type, dtype)
+        if device_type == "cuda" and choice.backend == "triton" and op in _cuda:
+            _register("CUDA", "triton", OPS)  # the extension's kernels do not run on this GPU
         _tell(op, device_type, dtype, choice)
     return choice
 
@@ -121,11 +123,11 @@ def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choi
     elif device_type not in ("cpu", "cuda") or _forced == "cpp":
         why = f"no C++ kernels for {device_type} tensors in this version"
     else:
-        why = cuda_rooms.blocker(op, dtype, _cuda)
+        why = cuda_rooms.blocker(op, dtype, _cuda, _archs)
         if why is None and not _asks_for_triton():
             return Choice("cuda", f"compiled for {', '.join(f'sm_{a}' for a in _archs)}")
         if "cuda" not in (_forced, required):
-            why = _no_schemas or triton_rooms.blocker(op, dtype)
+            why = _no_schemas or triton_rooms.blocker(op, dtype) or _too_old()
             if why is None:
                 return Choice("triton", triton_rooms.version())
     if _forced in ("cpp", "cuda") or required:
@@ -136,13 +138,22 @@ def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choi
     return Choice("torch", why)
 
 
+def _too_old() -> str | None:
+    """Why Triton cannot compile for a GPU of this machine, for people."""
+    old = [c for c in cuda_rooms.capabilities() if c < triton_rooms.OLDEST]
+    if not old:
+        return None
+    found, wanted = (".".join(map(str, c)) for c in (min(old), triton_rooms.OLDEST))
+    return f"a GPU here has compute capability {found}; Triton and the CUDA kernels need {wanted}"
+
+
 def _tell(op: str, device_type: str, dtype: torch.dtype | None, choice: Choice) -> None:
     """A line in the log for every choice; one warning where a device has no kernels at all."""
     if not torch.compiler.is_compiling():
         _log.debug("%s, %s, %s: %s (%s)", op, device_type, dtype, choice.backend, choice.why)
     if choice.backend != "torch" or _forced == "torch" or device_type in _warned:
         return
-    if device_type == "cpu" or triton_rooms.blocker(op) is not None:
+    if device_type == "cpu" or triton_rooms.blocker(op) or _too_old():
         _warned.add(device_type)
         message = f"pyfast: {device_type} tensors take the plain-torch reference: {choice.why}"
         warnings.warn(message, stacklevel=5)

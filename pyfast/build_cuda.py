@@ -19,16 +19,20 @@ from pathlib import Path
 WITHOUT_GPU = ("80", "90a")  # the architectures where PYFAST_CUDA=1 and no GPU says which
 OLDEST = 80  # has bf16 and cp.async
 SPECIFIC = {90, 100, 103}  # GPUs whose own instructions (wgmma, tcgen05) need the suffix "a"
-# Line numbers are for profilers and the emulator. PTX stays as text, for the emulator too: wheels
-# are compressed anyway.
-FLAGS = ["-std=c++20", "-O3", "-lineinfo", "--no-compress", "--expt-relaxed-constexpr"]
-FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
+FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+# Where the build stays on the machine: line numbers for profilers and the emulator, which reads PTX.
+HERE = ["-lineinfo", "--no-compress"]
+SHIPPED = ["--compress-mode=size"]
+PTX = "+PTX"   # after an architecture: its PTX too, which the driver compiles for newer GPUs
 
 
 @dataclass(frozen=True)
 class CudaPart:
     """A build with CUDA: nvcc, the folder of the toolkit, the architectures ("80", "90a"), and what
     to link as the CUDA runtime.
+
+    Where an architecture is "80+PTX", the build is to be shipped: only such ones have PTX, and all
+    is compressed. Else each has its PTX.
     """
 
     nvcc: Path
@@ -41,9 +45,21 @@ class CudaPart:
         """Where cuda_runtime_api.h is."""
         return self.home / "include"
 
-    def flags(self, arch: str) -> str:
-        """Machine code of an architecture, and its PTX for newer GPUs."""
-        return f"-gencode=arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
+    @property
+    def ships(self) -> bool:
+        """Whether the build is for other machines, too."""
+        return any(arch.endswith(PTX) for arch in self.archs)
+
+    def flags(self) -> list[str]:
+        """What nvcc is told, for all architectures."""
+        found = [*FLAGS, *(SHIPPED if self.ships else HERE)]
+        for arch in self.archs:
+            number = arch.removesuffix(PTX)
+            codes = [f"sm_{number}"]
+            if arch != number or not self.ships:
+                codes.append(f"compute_{number}")
+            found.append(f"-gencode=arch=compute_{number},code=[{','.join(codes)}]")
+        return found
 
     def version(self) -> str:
         """Of nvcc, as 13.0.88."""
@@ -68,7 +84,7 @@ def part() -> CudaPart | None:
         hint = "put it on the PATH, or set CUDA_HOME"
         raise RuntimeError(f"build: PYFAST_CUDA=1 must find nvcc; got none; {hint}")
     asked = tuple(a for a in os.environ.get("PYFAST_CUDA_ARCH", "").split(";") if a)
-    if wrong := [a for a in asked if not re.fullmatch(r"\d{2,3}[af]?", a)]:
+    if wrong := [a for a in asked if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", a)]:
         rule = 'be numbers like "80;90a"'
         raise RuntimeError(f"build: PYFAST_CUDA_ARCH must {rule}; got {wrong[0]!r}")
     found = [next(home.glob("lib*/libcudart_static.a"), None) for home in _homes(nvcc)]
@@ -114,7 +130,7 @@ def kernels_dir(source_dir: Path) -> Path:
 
 def digest(source_dir: Path, archs: tuple[str, ...]) -> bytes:
     """Identifies the CUDA sources and how they are compiled."""
-    found = hashlib.sha256(repr((FLAGS, archs)).encode())
+    found = hashlib.sha256(repr((FLAGS, HERE, SHIPPED, archs)).encode())
     for folder in (source_dir / "cuda", kernels_dir(source_dir)):
         for path in sorted(folder.glob("*.*")):
             found.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -134,7 +150,7 @@ def facts(source_hash: str, part: CudaPart | None) -> str:
 
 def rule(part: CudaPart, compiler: str) -> list[str]:
     """The rule of build.ninja by which nvcc compiles a file."""
-    flags = " ".join([*FLAGS, *map(part.flags, part.archs)])
+    flags = " ".join(part.flags())
     return [
         "rule nvcc",
         f"  command = '{part.nvcc}' -ccbin {compiler} {flags} -MD -MF $out.d -c $in -o $out",

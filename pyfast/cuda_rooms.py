@@ -5,12 +5,15 @@ asked for by name, and refuse them in one sentence, unless a stand-in for the CU
 them there: the tests do that.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from pyfast import build
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = {"adamw_step_": (*FLOATS, torch.float64)}  # where a room takes other dtypes than FLOATS
@@ -25,10 +28,45 @@ def present(extension: ModuleType | None, ops: tuple[str, ...]) -> frozenset[str
     return frozenset(op for op in ops if has(f"pyfast::{op}", "CUDA"))
 
 
-def blocker(op: str, dtype: torch.dtype | None, rooms: frozenset[str]) -> str | None:
-    """Why none of `rooms` can run `op` on tensors of `dtype`, for people; None where one can."""
+@torch.compiler.assume_constant_result
+@functools.cache
+def capabilities() -> frozenset[tuple[int, int]]:
+    """The compute capabilities of the GPUs that torch sees."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return frozenset(torch.cuda.get_device_capability(i) for i in range(count))
+
+
+def covers(archs: tuple[str, ...], capability: tuple[int, int]) -> bool:
+    """Whether code for `archs` ("80", "90a", "120+PTX") runs on a GPU.
+
+    Machine code runs on GPUs of its major capability that are not older, with the suffix "a" on
+    that one alone; PTX, which every architecture has unless some say "+PTX", on all newer ones.
+    """
+    ships = any(arch.endswith(build.cuda.PTX) for arch in archs)
+    for arch in archs:
+        name = arch.removesuffix(build.cuda.PTX)
+        own = divmod(int(name.rstrip("af")), 10)
+        if own == capability:
+            return True
+        has_ptx = arch != name or not ships
+        if name.isdigit() and own < capability and (has_ptx or own[0] == capability[0]):
+            return True
+    return False
+
+
+def blocker(
+    op: str, dtype: torch.dtype | None, rooms: frozenset[str], archs: tuple[str, ...] = ()
+) -> str | None:
+    """Why none of `rooms` can run `op` on tensors of `dtype`, for people; None where one can.
+
+    `archs`: what they are compiled for; every GPU here must be able to run that.
+    """
     if not rooms:
         return "the extension is built without CUDA kernels (PYFAST_CUDA=1 builds them)"
+    for capability in sorted(capabilities()):
+        if archs and not covers(archs, capability):
+            told = f"a GPU here has compute capability {'.'.join(map(str, capability))}"
+            return f"{told}; the CUDA kernels are compiled for {', '.join(archs)}"
     if op not in rooms:
         return "no CUDA C++ kernel of it in this version"
     dtypes = DTYPES.get(op, FLOATS)

@@ -20,6 +20,7 @@ import torch
 from pyfast import build
 
 FILES = {"adamw_step_": "adamw"}  # where the file is not named as the operation
+OLDEST = 8, 0  # compute capability that Triton supports
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = {"adamw_step_": (*FLOATS, torch.float64)}  # where a room takes other dtypes than FLOATS
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pyfast
-from pyfast import backend
+from pyfast import backend, doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -157,6 +157,68 @@ def test_triton_has_its_operations_without_the_extension() -> None:
     assert lines[0].startswith("None triton Choice(backend='torch'"), done.stderr
     assert lines[1] == str(torch.ops.pyfast.layer_norm_backward.default._schema)
     assert lines[2].startswith("FakeTensor(..., device='cuda:0', size=(2, 8)")
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """Sets the compute capability of the GPU that torch would see."""
+    before = dict(backend._rooms)
+
+    def see(*capability: int) -> None:
+        monkeypatch.setattr(backend.cuda_rooms, "capabilities", lambda: frozenset({capability}))
+        backend._choices.clear()
+
+    monkeypatch.delenv("PYFAST_REQUIRE", raising=False)
+    yield see
+    monkeypatch.undo()
+    backend._select(backend._forced)
+    assert {key: told for key, (_, told) in backend._rooms.items()} == {
+        key: told for key, (_, told) in before.items()
+    }
+
+
+def test_gpus_too_old_for_kernels_take_torch_and_doctor_says_so(a_gpu, monkeypatch) -> None:
+    monkeypatch.setattr(backend, "_cuda", frozenset(backend.OPS))
+    monkeypatch.setattr(backend, "_archs", ("80", "90a"))
+    a_gpu(7, 5)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert backend.choose("layer_norm", "cuda", torch.float32).backend == "torch"
+    assert len(told) <= 1
+    row = next(r for r in doctor.examine()["operations"] if r["device"] == "cuda")
+    assert row["backend"] == "torch" and "compute capability 7.5;" in row["why"]
+    assert "need 8.0" in row["why"]
+
+
+@needs_triton
+def test_gpus_the_extension_is_not_built_for_take_triton(a_gpu, monkeypatch) -> None:
+    monkeypatch.setattr(backend, "_cuda", frozenset(backend.OPS))
+    monkeypatch.setattr(backend, "_archs", ("90a+PTX",))
+    a_gpu(8, 0)
+    assert backend.choose("layer_norm", "cuda", torch.float32).backend == "triton"
+    assert backend._rooms["CUDA"][1] == ("triton", backend.OPS)  # over the extension's own
+    a_gpu(9, 0)
+    assert backend.choose("layer_norm", "cuda", torch.float32).backend == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        (("80", "90a"), (8, 0), True),
+        (("80", "90a"), (8, 6), True),
+        (("80", "90a"), (9, 0), True),
+        (("80", "90a"), (10, 0), True),  # by the PTX of 8.0
+        (("90a",), (8, 0), False),
+        (("90a",), (10, 0), False),  # what ends in a runs nowhere else
+        (("86",), (8, 0), False),
+        (("80+PTX", "90a"), (12, 0), True),
+        (("80", "90a+PTX"), (12, 0), False),  # of 8.0 only machine code
+        (("80", "90a+PTX"), (8, 9), True),
+        (("80",), (7, 5), False),
+    ],
+)
+def test_code_runs_where_nvidia_says(archs, capability, runs) -> None:
+    assert backend.cuda_rooms.covers(archs, capability) == runs
 
 
 def test_require_refuses_a_fallback() -> None:

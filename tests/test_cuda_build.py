@@ -60,6 +60,22 @@ def test_settings_choose_the_architectures(
     assert part is None or (part.home, part.version()) == (toolkit, "13.0.88")
 
 
+def test_builds_to_be_shipped_have_ptx_only_where_asked_and_are_compressed(
+    toolkit, monkeypatch
+) -> None:
+    monkeypatch.setattr(cuda, "gpus", lambda: ())
+    monkeypatch.setenv("PYFAST_CUDA", "1")
+    monkeypatch.setenv("PYFAST_CUDA_ARCH", "80+PTX;90a")
+    flags = cuda.part().flags()
+    assert "-gencode=arch=compute_80,code=[sm_80,compute_80]" in flags
+    assert "-gencode=arch=compute_90a,code=[sm_90a]" in flags
+    assert "--compress-mode=size" in flags and "-lineinfo" not in flags
+    monkeypatch.setenv("PYFAST_CUDA_ARCH", "80;90a")
+    flags = cuda.part().flags()
+    assert "-gencode=arch=compute_90a,code=[sm_90a,compute_90a]" in flags
+    assert "--no-compress" in flags  # the emulator reads it
+
+
 def test_settings_that_mean_nothing_are_named(toolkit, monkeypatch) -> None:
     monkeypatch.setenv("PYFAST_CUDA", "yes")
     with pytest.raises(RuntimeError, match="PYFAST_CUDA must be auto, 0 or 1; got 'yes'"):
