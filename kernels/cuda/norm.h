@@ -21,6 +21,8 @@ struct NormCudaArgs {
   void *out, *sum;
   float *mean, *rstd;   // [rows]; no mean in rms_norm
   int processors;
+  int64_t rows_each = 0;   // these two the launcher sets, of its NormPlan
+  int period = 0;
 };
 
 struct NormBackwardCudaArgs {
@@ -32,14 +34,18 @@ struct NormBackwardCudaArgs {
   void *grad_x, *grad_weight, *grad_bias;
   float* partial;   // [gradients wanted, norm_plan().partials, norm_padded(cols)], if any of weight and bias is
   int processors;
+  int64_t rows_each = 0;   // these two the launcher sets, of its NormPlan
+  int period = 0;
 };
 
-// A block keeps a row in registers, `elements` a thread, and walks over rows so far apart that all of them begin at the
-// same distance from a sector; wide rows do not fit, and are read twice.
+// A block keeps a row in registers, `elements` a thread, and has rows that lie one after the other or, where those are
+// not whole sectors, `period` apart: so all of them begin at the same distance from a sector. Where it has
+// many it has a multiple of 8, whose statistics fill sectors. Wide rows do not fit, and are read twice.
 struct NormPlan {
   bool wide;
   int elements, warps;
-  int64_t blocks;
+  int64_t blocks, rows_each;
+  int period;
   int64_t partials;   // rows of partial sums
 };
 
@@ -52,12 +58,14 @@ inline NormPlan norm_plan(int64_t rows, int64_t cols, int64_t itemsize, int proc
     int warps = 1;
     while (warps < 16 && 32 * warps * elements < cols + sector - group) warps *= 2;
     if (32 * warps * elements < cols + sector - group) continue;
-    const int64_t wanted = processors * 32 / warps / period, there = (rows + period - 1) / period;
-    const int64_t blocks = (wanted < 1 ? 1 : wanted < there ? wanted : there) * period;
-    return {false, elements, warps, blocks, blocks};
+    const int64_t wanted = processors * 32 / warps / period, groups = (wanted < 1 ? 1 : wanted) * period;
+    int64_t each = (rows + groups - 1) / groups;
+    if (each > 32) each = (each + 7) / 8 * 8;
+    const int64_t blocks = (rows + each * period - 1) / (each * period) * period;
+    return {false, elements, warps, blocks, each, int(period), blocks};
   }
   const int64_t strips = (cols + kNormWideStrip - 1) / kNormWideStrip, parts = processors * 8 / strips;
-  return {true, 0, 16, rows, parts < 1 ? 1 : parts < rows ? parts : rows};
+  return {true, 0, 16, rows, 1, 1, parts < 1 ? 1 : parts < rows ? parts : rows};
 }
 
 constexpr int64_t norm_padded(int64_t cols) { return (cols + 3) / 4 * 4; }   // what column sums want

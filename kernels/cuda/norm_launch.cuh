@@ -20,8 +20,10 @@ cudaError_t dispatch_norm(DType dtype, const F& f) {
 }
 
 template <bool kCentred>
-cudaError_t launch_norm(const NormCudaArgs& a, cudaStream_t stream) {
+cudaError_t launch_norm(NormCudaArgs a, cudaStream_t stream) {
   const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors);
+  a.rows_each = plan.rows_each;
+  a.period = plan.period;
   const unsigned grid = unsigned(plan.blocks), block = unsigned(32 * plan.warps);
   const size_t stage = staged_floats(int64_t(block) * plan.elements) * sizeof(float);
   return dispatch_norm(a.dtype, [&](auto type) {
@@ -48,8 +50,10 @@ cudaError_t launch_norm_sums(const NormBackwardCudaArgs& a, const NormPlan& plan
 }
 
 template <bool kCentred>
-cudaError_t launch_norm_backward(const NormBackwardCudaArgs& a, cudaStream_t stream) {
+cudaError_t launch_norm_backward(NormBackwardCudaArgs a, cudaStream_t stream) {
   const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors);
+  a.rows_each = plan.rows_each;
+  a.period = plan.period;
   const unsigned grid = unsigned(plan.blocks), block = unsigned(32 * plan.warps);
   const dim3 strips(unsigned((a.cols + kNormWideStrip - 1) / kNormWideStrip), unsigned(plan.partials));
   const size_t stage = staged_floats(int64_t(block) * plan.elements) * sizeof(float);

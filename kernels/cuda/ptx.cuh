@@ -24,6 +24,20 @@ __device__ __forceinline__ float exp2_approx(float x) {   // 2 ulp; 0 for -inf
   return y;
 }
 
+// ---- between the lanes of a warp ----
+
+// v of the lane whose number differs by kStep. __shfl_xor_sync spends instructions on its constants.
+template <int kStep>
+__device__ __forceinline__ float shuffle_xor(float v) {
+  float other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(other) : "f"(v), "n"(kStep));
+  return other;
+}
+template <int kStep>
+__device__ __forceinline__ double shuffle_xor(double v) {
+  return __shfl_xor_sync(0xffffffffu, v, kStep);
+}
+
 // ---- asynchronous copies (sm_80) ----
 
 // 16 bytes from global to shared memory; of them only the first `bytes` are read, the others become zeros.

@@ -73,7 +73,8 @@ __device__ __forceinline__ void store_pack(T* to, const A (&from)[kCount]) {
 
 // What a thread holds of a row of `cols` elements: kVecs packs, blockDim.x packs from one to the next. Packs are
 // counted from the sector that the row begins in, `shift` elements before it: no access straddles one it does not fill.
-template <class T, int kVecs>
+// kExact: rows are whole packs.
+template <class T, int kVecs, bool kExact = false>
 struct RowSlice {
   static constexpr int kSize = kPack<T>, kElements = kVecs * kSize;
   int cols, shift;
@@ -93,6 +94,13 @@ struct RowSlice {
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       const int col = first(v);
+      if constexpr (kExact) {
+        float part[kSize] = {};
+        if (has(col)) load_pack(part, row + col);
+#pragma unroll
+        for (int e = 0; e < kSize; ++e) to[v * kSize + e] = part[e];
+        continue;
+      }
       const bool edge = is_edge(col), reachable = col >= -before && col + kSize <= after;
       float part[kSize] = {};
       if (whole(col) || (edge && reachable)) load_pack(part, row + col);
@@ -113,10 +121,10 @@ struct RowSlice {
   __device__ __forceinline__ void for_each(const F& f) const {
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
-      const bool all = whole(first(v));
+      const bool all = kExact ? has(first(v)) : whole(first(v));
 #pragma unroll
       for (int e = 0; e < kSize; ++e)
-        if (all || has(first(v) + e)) f(v * kSize + e);
+        if (all || (!kExact && has(first(v) + e))) f(v * kSize + e);
     }
   }
 
@@ -126,6 +134,13 @@ struct RowSlice {
     const int lane = int(threadIdx.x % 32);
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
+      if constexpr (kExact) {
+        float part[kSize];
+#pragma unroll
+        for (int e = 0; e < kSize; ++e) part[e] = from[v * kSize + e];
+        if (has(first(v))) store_pack(row + first(v), part);
+        continue;
+      }
       const int sector = first(v) - lane % 2 * kSize;
       const bool inside = sector >= 0 && sector + 2 * kSize <= cols;
       const bool edge = !inside && sector + 2 * kSize > 0 && sector < cols;
@@ -154,9 +169,11 @@ constexpr int64_t staged_floats(int64_t places) { return places + places / 32 + 
 
 template <class V, class F>
 __device__ __forceinline__ V over_lanes(V v, const F& f) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) v = f(v, __shfl_xor_sync(kFullWarp, v, step));
-  return v;
+  v = f(v, shuffle_xor<16>(v));
+  v = f(v, shuffle_xor<8>(v));
+  v = f(v, shuffle_xor<4>(v));
+  v = f(v, shuffle_xor<2>(v));
+  return f(v, shuffle_xor<1>(v));
 }
 
 struct Add {
@@ -184,19 +201,30 @@ class BlockReduction {
 #pragma unroll
     for (int c = 0; c < kCount; ++c) v[c] = over_lanes(v[c], f);
     if (warps == 1) return;
-    V(&place)[kCount][32] = shared_.place[turn_];
-    turn_ ^= 1;
+    V(*place)[32] = shared_.place[0] + turn_;
+    turn_ ^= kCount;
     if (lane == 0) {
 #pragma unroll
       for (int c = 0; c < kCount; ++c) place[c][warp] = v[c];
     }
     __syncthreads();
+    if (warps <= 4) {   // warps: a power of two
 #pragma unroll
-    for (int c = 0; c < kCount; ++c) v[c] = place[c][lane & (warps - 1)];   // warps: a power of two
-#pragma unroll 1
-    for (int step = warps / 2; step > 0; step /= 2)
+      for (int c = 0; c < kCount; ++c) v[c] = f(place[c][0], place[c][1]);
+      if (warps < 4) return;
 #pragma unroll
-      for (int c = 0; c < kCount; ++c) v[c] = f(v[c], __shfl_xor_sync(kFullWarp, v[c], step));
+      for (int c = 0; c < kCount; ++c) v[c] = f(v[c], f(place[c][2], place[c][3]));
+      return;
+    }
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) {
+      v[c] = place[c][lane & (warps - 1)];
+      if (warps == 32) v[c] = f(v[c], shuffle_xor<16>(v[c]));
+      if (warps >= 16) v[c] = f(v[c], shuffle_xor<8>(v[c]));
+      v[c] = f(v[c], shuffle_xor<4>(v[c]));
+      v[c] = f(v[c], shuffle_xor<2>(v[c]));
+      v[c] = f(v[c], shuffle_xor<1>(v[c]));
+    }
   }
 
  private:
