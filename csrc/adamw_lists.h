@@ -120,6 +120,11 @@ class AdamWLists {
   std::vector<AdamWSpan> spans_;
 };
 
+inline void expect_flag(const char* op, const Tensor& found_inf) {
+  expect_scalar_type(op, "found_inf", found_inf, ScalarType::Float);
+  STD_TORCH_CHECK(found_inf.numel() == 1, op, ": found_inf must have one element; got ", found_inf.numel());
+}
+
 // The tensor's own memory where it is contiguous, else a copy, to be written back to the alias beside it: one that
 // autograd does not know.
 inline void* adamw_memory(const Tensor& t, std::vector<std::pair<Tensor, Tensor>>& copies) {

@@ -60,10 +60,11 @@ STABLE_TORCH_LIBRARY(pyfast, m) {
         "bool need_weight) -> (Tensor grad_x, Tensor grad_weight)");
 
   // hyper [P, 6] float64: lr, beta1, beta2, eps, weight_decay, step of each parameter. max_exp_avg_sqs and
-  // masters are empty lists or have one entry per parameter, a master of no elements meaning "none".
+  // masters are empty lists or have one entry per parameter, a master of no elements meaning "none". found_inf is
+  // float32 of one element, beside the parameters: where it is not 0 only the norm is made, and nothing is stepped.
   m.def("adamw_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
         "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] masters, Tensor hyper, bool decoupled, bool maximize, "
-        "float grad_scale, float max_norm) -> Tensor");
+        "float grad_scale, float max_norm, Tensor? found_inf=None) -> Tensor");
 }
 
 namespace {

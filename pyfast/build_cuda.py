@@ -20,10 +20,10 @@ WITHOUT_GPU = ("80", "90a")  # the architectures where PYFAST_CUDA=1 and no GPU 
 OLDEST = 80  # has bf16 and cp.async
 SPECIFIC = {90, 100, 103}  # GPUs whose own instructions (wgmma, tcgen05) need the suffix "a"
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-# Where the build stays on the machine: line numbers for profilers and the emulator, which reads PTX.
+# A build that stays on the machine: line numbers, and PTX as text, which the emulator reads.
 HERE = ["-lineinfo", "--no-compress"]
 SHIPPED = ["--compress-mode=size"]
-PTX = "+PTX"   # after an architecture: its PTX too, which the driver compiles for newer GPUs
+PTX = "+PTX"  # after an architecture: its PTX too, which the driver compiles for newer GPUs
 
 
 @dataclass(frozen=True)

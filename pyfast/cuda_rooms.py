@@ -5,7 +5,6 @@ asked for by name, and refuse them in one sentence, unless a stand-in for the CU
 them there: the tests do that.
 """
 
-import functools
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -28,12 +27,16 @@ def present(extension: ModuleType | None, ops: tuple[str, ...]) -> frozenset[str
     return frozenset(op for op in ops if has(f"pyfast::{op}", "CUDA"))
 
 
+_seen: list[frozenset[tuple[int, int]]] = []  # asked for once, when a CUDA tensor is there
+
+
 @torch.compiler.assume_constant_result
-@functools.cache
 def capabilities() -> frozenset[tuple[int, int]]:
     """The compute capabilities of the GPUs that torch sees."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return frozenset(torch.cuda.get_device_capability(i) for i in range(count))
+    if not _seen:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        _seen.append(frozenset(torch.cuda.get_device_capability(i) for i in range(count)))
+    return _seen[0]
 
 
 def covers(archs: tuple[str, ...], capability: tuple[int, int]) -> bool:

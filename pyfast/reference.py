@@ -175,18 +175,22 @@ def adamw_step_(
     maximize: bool = False,
     grad_scale: float = 1.0,
     max_norm: float | None = None,
+    found_inf: Tensor | None = None,
 ) -> Tensor:
     """One AdamW step on all parameters in place; the global gradient norm before clipping.
 
     Decoupled weight decay: Loshchilov & Hutter, 2019; `decoupled=False` is Adam with L2 (Kingma &
     Ba, 2015); `max_exp_avg_sqs` makes it AMSGrad (Reddi et al., 2018). The gradient used is
-    `grad * grad_scale`, scaled down so that its global norm is at most `max_norm`.
+    `grad * grad_scale`, scaled down so that its global norm is at most `max_norm`. Where
+    `found_inf` is not 0 there is no step.
     """
     count = len(params)
     wide = [torch.promote_types(g.dtype, torch.float32) for g in grads]
     norms = [torch.linalg.vector_norm(g.to(w)) for g, w in zip(grads, wide, strict=True)]
     norm = torch.stack([n.double() for n in norms]).norm() if norms else torch.zeros(())
     norm = norm * abs(grad_scale)
+    if found_inf is not None and bool(found_inf):
+        return norm.float()
     ratio = 1.0 if max_norm is None else max_norm / (float(norm) + 1e-6)
     clip = 1.0 if ratio >= 1.0 else ratio  # NaN stays: a broken gradient is not to look like a step
     pairs = betas if betas and isinstance(betas[0], Sequence) else [betas] * count

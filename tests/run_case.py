@@ -101,7 +101,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "pyfast":
-            self.calls.append((func, torch.utils._pytree.tree_map(detached, args)))
+            left_out = func._schema.arguments[len(args) :]  # torch drops what is the default
+            whole = (*args, *(argument.default_value for argument in left_out))
+            self.calls.append((func, torch.utils._pytree.tree_map(detached, whole)))
         return func(*args, **(kwargs or {}))
 
 

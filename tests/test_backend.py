@@ -201,26 +201,6 @@ def test_gpus_the_extension_is_not_built_for_take_triton(a_gpu, monkeypatch) -> 
     assert backend.choose("layer_norm", "cuda", torch.float32).backend == "cuda"
 
 
-@pytest.mark.parametrize(
-    ("archs", "capability", "runs"),
-    [
-        (("80", "90a"), (8, 0), True),
-        (("80", "90a"), (8, 6), True),
-        (("80", "90a"), (9, 0), True),
-        (("80", "90a"), (10, 0), True),  # by the PTX of 8.0
-        (("90a",), (8, 0), False),
-        (("90a",), (10, 0), False),  # what ends in a runs nowhere else
-        (("86",), (8, 0), False),
-        (("80+PTX", "90a"), (12, 0), True),
-        (("80", "90a+PTX"), (12, 0), False),  # of 8.0 only machine code
-        (("80", "90a+PTX"), (8, 9), True),
-        (("80",), (7, 5), False),
-    ],
-)
-def test_code_runs_where_nvidia_says(archs, capability, runs) -> None:
-    assert backend.cuda_rooms.covers(archs, capability) == runs
-
-
 def test_require_refuses_a_fallback() -> None:
     code = "import torch\nfrom pyfast import backend as b\nprint(b.choose('rope', 'cuda'))"
     done = run(NO_TRITON + code, PYFAST_REQUIRE="triton")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyfast import build
+from pyfast import build, cuda_rooms
 from tests.cuda_lanes import needs_emulator
 from tests.emulator import cuda_extension
 
@@ -105,6 +105,26 @@ def test_hash_of_a_cpu_build_leaves_the_cuda_sources_out(monkeypatch) -> None:
     assert plain != with_cuda != build.source_hash(("90a",))
     monkeypatch.setattr(cuda, "digest", lambda *_: b"changed")
     assert build.source_hash() == plain and build.source_hash(("80",)) != with_cuda
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        (("80", "90a"), (8, 0), True),
+        (("80", "90a"), (8, 6), True),
+        (("80", "90a"), (9, 0), True),
+        (("80", "90a"), (10, 0), True),  # by the PTX of 8.0
+        (("90a",), (8, 0), False),
+        (("90a",), (10, 0), False),  # what ends in a runs nowhere else
+        (("86",), (8, 0), False),
+        (("80+PTX", "90a"), (12, 0), True),
+        (("80", "90a+PTX"), (12, 0), False),  # of 8.0 only machine code
+        (("80", "90a+PTX"), (8, 9), True),
+        (("80",), (7, 5), False),
+    ],
+)
+def test_code_runs_where_nvidia_says(archs, capability, runs) -> None:
+    assert cuda_rooms.covers(archs, capability) == runs
 
 
 @needs_emulator

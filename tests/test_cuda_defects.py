@@ -28,6 +28,14 @@ def hostile_target(mutant: tuple[str, int] | None) -> None:
     assert loss.isnan()
 
 
+def skipped(mutant: tuple[str, int] | None) -> None:
+    """No step where infinity was found."""
+    lists = [[torch.ones(5)] for _ in range(4)]
+    with emulated(mutant=mutant), pyfast.using("cuda"):
+        pyfast.adamw_step_(*lists, 1, found_inf=torch.ones(()))
+    assert torch.equal(lists[0][0], torch.ones(5))
+
+
 def norm(cols: int) -> Callable[..., None]:
     return functools.partial(value, testing.norm("layer_norm", 37, cols))
 
@@ -44,6 +52,7 @@ DEFECTS = [
     ("no barrier before partial sums are read", "layer_norm", 1, norm(530)),
     ("columns past the row in the variance", "layer_norm", 2, norm(53)),
     ("gradients of weight and bias in one place", "layer_norm", 3, norm(53)),
+    ("no barrier before the statistics are read", "layer_norm", 4, norm(530)),
     ("the running sum not rescaled", "cross_entropy", 1, loss(3, 9000)),
     ("any target read", "cross_entropy", 2, hostile_target),
     ("weights forgotten in the gradient", "cross_entropy", 3,
@@ -52,6 +61,7 @@ DEFECTS = [
     ("one class too many", "cross_entropy", 5, loss(9, 131)),
     ("elements stepped twice", "adamw", 1, step),
     ("no clipping", "adamw", 2, step),
+    ("stepped where infinity was found", "adamw", 3, skipped),
     ("heads past the last", "rope", 1, rope),
     ("the gradient turned the same way", "rope", 2, rope),
 ]  # fmt: skip

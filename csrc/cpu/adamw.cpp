@@ -24,10 +24,10 @@ class Step {
     }
   }
 
-  double run(bool decoupled, bool maximize, double grad_scale, double max_norm) {
+  double run(bool decoupled, bool maximize, double grad_scale, double max_norm, bool skips) {
     std::vector<double> partial(ceil_div(first_.back(), kAdamWChunk));
     const AdamWArgs args{tensors_.data(), first_.data(), int64_t(tensors_.size()), decoupled, maximize, grad_scale,
-                         max_norm, partial.data()};
+                         max_norm, partial.data(), skips};
     double norm = 0;
     dispatch_isa([&](auto isa) { norm = adamw_step<decltype(isa)::value>(args); });
     for (auto& [original, copy] : copies_) torch::stable::copy_(original, copy);
@@ -56,10 +56,16 @@ class Step {
 
 Tensor adamw_step_cpu(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
                       const Tensors& max_exp_avg_sqs, const Tensors& masters, const Tensor& hyper, bool decoupled,
-                      bool maximize, double grad_scale, double max_norm) {
+                      bool maximize, double grad_scale, double max_norm, std::optional<Tensor> found_inf) {
+  bool skips = false;
+  if (found_inf) {
+    expect_cpu(kOp, "found_inf", *found_inf);
+    expect_flag(kOp, *found_inf);
+    skips = *static_cast<const float*>(found_inf->const_data_ptr()) != 0;
+  }
   Step step(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, hyper);
   Tensor norm = empty({}, ScalarType::Float);
-  *static_cast<float*>(norm.mutable_data_ptr()) = float(step.run(decoupled, maximize, grad_scale, max_norm));
+  *static_cast<float*>(norm.mutable_data_ptr()) = float(step.run(decoupled, maximize, grad_scale, max_norm, skips));
   return norm;
 }
 

@@ -16,7 +16,13 @@ class Step {
   }
 
   // hyper is on the CPU, or, to be captured into a CUDA graph, on the GPU.
-  Tensor run(const Tensor& hyper, bool decoupled, bool maximize, double grad_scale, double max_norm) {
+  Tensor run(const Tensor& hyper, bool decoupled, bool maximize, double grad_scale, double max_norm,
+             const std::optional<Tensor>& found_inf) {
+    if (found_inf) {
+      gpu_.expect_here("found_inf", *found_inf);
+      expect_flag(kOp, *found_inf);
+      args_.found_inf = static_cast<const float*>(found_inf->const_data_ptr());
+    }
     const int64_t count = int64_t(args_.tensors.size());
     const Tensor rows = as_contiguous(hyper);
     const double* h = static_cast<const double*>(rows.const_data_ptr());
@@ -74,13 +80,14 @@ class Step {
 
 Tensor adamw_step_cuda(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs,
                        const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs, const Tensors& masters,
-                       const Tensor& hyper, bool decoupled, bool maximize, double grad_scale, double max_norm) {
+                       const Tensor& hyper, bool decoupled, bool maximize, double grad_scale, double max_norm,
+                       std::optional<Tensor> found_inf) {
   expect_shape(kOp, "hyper", hyper, {int64_t(params.size()), 6});
   expect_scalar_type(kOp, "hyper", hyper, ScalarType::Double);
   const Gpu gpu(kOp, params.empty() ? "hyper" : "params[0]", params.empty() ? hyper : params[0]);
   const auto on_gpu = [&](const char* name, const Tensor& t) { gpu.expect_here(name, t); };
   const AdamWLists lists(kOp, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, on_gpu);
-  return Step(gpu, lists.parameters()).run(hyper, decoupled, maximize, grad_scale, max_norm);
+  return Step(gpu, lists.parameters()).run(hyper, decoupled, maximize, grad_scale, max_norm, found_inf);
 }
 
 }  // namespace

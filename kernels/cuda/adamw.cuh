@@ -60,14 +60,14 @@ template <int kMost, bool kDouble>
 cudaError_t launch_update_of(const AdamWCudaArgs& a, bool clips, cudaStream_t stream) {
   return for_tables<kMost, kDouble>(a, [&](const AdamWTable<kMost>& table, int64_t chunks) {
     adamw_update_kernel<kMost, kDouble>
-        <<<unsigned(chunks), kAdamWThreads, 0, stream>>>(table, clips ? a.clip : nullptr, a.partial);
+        <<<unsigned(chunks), kAdamWThreads, 0, stream>>>(table, clips ? a.clip : nullptr, a.partial, a.found_inf);
     return cudaGetLastError();
   });
 }
 
 template <int kMost>
 cudaError_t launch_all(const AdamWCudaArgs& a, cudaStream_t stream) {
-  const bool clips = !std::isinf(a.max_norm);
+  const bool clips = !std::isinf(a.max_norm) || a.found_inf;   // else the norm comes with the update
   const int64_t chunks = adamw_chunks(a.tensors);
   cudaError_t error = cudaSuccess;
   const auto then = [&](auto launch) {
@@ -87,7 +87,7 @@ cudaError_t launch_all(const AdamWCudaArgs& a, cudaStream_t stream) {
   }
   then([&] { return launch_update_of<kMost, false>(a, clips, stream); });
   then([&] { return launch_update_of<kFewTensors, true>(a, clips, stream); });
-  if (!clips) then(finish);   // it came with the update
+  if (!clips) then(finish);
   return error;
 }
 

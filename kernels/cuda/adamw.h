@@ -37,6 +37,7 @@ struct AdamWCudaArgs {
   double grad_scale, max_norm;   // max_norm infinity: no clipping
   double *partial, *clip;        // [adamw_chunks], [1]
   float* norm;
+  const float* found_inf;        // on the GPU, [1]: not 0: no step; null: step
 };
 
 int64_t adamw_chunks(const std::vector<AdamWCudaTensor>& tensors);

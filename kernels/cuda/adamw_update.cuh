@@ -208,7 +208,9 @@ __global__ void __launch_bounds__(kAdamWThreads) adamw_norm_kernel(const __grid_
 // The step of a chunk; without `clip` also partial[chunk], the sum of its squared gradients.
 template <int kMost, bool kDouble>
 __global__ void __launch_bounds__(kAdamWThreads) adamw_update_kernel(const __grid_constant__ AdamWTable<kMost> table,
-                                                                     const double* clip, double* partial) {
+                                                                     const double* clip, double* partial,
+                                                                     const float* found_inf) {
+  if (found_inf && *found_inf != 0 && !mutant(3)) return;   // with it the norm is made before
   const AdamWChunk chunk(table);
   const AdamWCudaTensor& t = table.tensors[chunk.tensor];
   const AdamWNumbers& numbers = table.numbers ? table.numbers[table.first + chunk.tensor] : t.numbers;
@@ -226,7 +228,7 @@ __global__ void __launch_bounds__(1024) adamw_final_kernel(const double* partial
   if (threadIdx.x != 0) return;
   const double all = sqrt(sum[0]) * scale, ratio = max_norm / (all + 1e-6);   // of torch.nn.utils.clip_grad_norm_
   *norm = float(all);
-  *clip = ratio > 1 ? 1 : ratio;   // a nan stays, as in torch
+  *clip = ratio > 1 || isinf(max_norm) ? 1 : ratio;   // a nan stays, as in torch
 }
 
 }  // namespace pyfast

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyfast.kernels.adamw_table import CHUNK, COLUMNS, Step
+from pyfast.kernels import guards
+from pyfast.kernels.adamw_table import CHUNK, COLUMNS, OP, Step
 
 NUM_WARPS = 4
 BLOCK = 8 * 32 * NUM_WARPS  # elements a program handles at once: 8 for each of its threads
@@ -164,16 +165,23 @@ def adamw_final_kernel(
     norm = tl.sqrt(tl.sum(total, axis=0)) * scale
     tl.store(norm_ptr, norm.to(tl.float32))
     ratio = max_norm / (norm + 1e-6)
-    tl.store(clip_ptr, tl.where(ratio > 1.0, 1.0, ratio))  # a nan stays: no step on such gradients
+    free = (ratio > 1.0) | (max_norm == float("inf"))
+    tl.store(clip_ptr, tl.where(free, 1.0, ratio))  # a nan stays: no step on such gradients
 
 
 @triton.jit
 def adamw_update_kernel(
-    table_ptr, owner_ptr, clip_ptr, partial_ptr,
+    table_ptr, owner_ptr, clip_ptr, partial_ptr, found_inf_ptr,
     KINDS: tl.constexpr, HAS_PEAK: tl.constexpr, CLIP: tl.constexpr, COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The step of one chunk; without CLIP also partial[chunk], the sum of its squared gradients."""
+    """The step of one chunk; without CLIP also partial[chunk], the sum of its squared gradients.
+
+    None where found_inf is not 0; with it CLIP is set, as the norm is made before.
+    """
+    if found_inf_ptr is not None:  # noqa: SIM102 (known at compile time, and `and` is not)
+        if tl.load(found_inf_ptr) != 0.0:
+            return
     table_ptr, begin, whole, end = _chunk(table_ptr, owner_ptr, COLUMNS, CHUNK)
     kind = tl.load(table_ptr + KIND)
     clip = tl.full((), 1.0, tl.float64)
@@ -199,6 +207,7 @@ def adamw_step_triton(
     maximize: bool,
     grad_scale: float,
     max_norm: float,
+    found_inf: Tensor | None = None,
 ) -> Tensor:
     """Steps every parameter in place; the norm of all grads * grad_scale, float32 on their device.
 
@@ -206,6 +215,10 @@ def adamw_step_triton(
     """
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters)
     step = Step(*lists, hyper, decoupled, maximize, grad_scale)
+    if found_inf is not None:
+        one, like = found_inf.numel() == 1, params[0] if params else hyper
+        guards.expect(one, OP, "found_inf", "have one element", list(found_inf.shape))
+        guards.expect_like(OP, "found_inf", found_inf, like, found_inf.shape, torch.float32)
     norm = step.empty(torch.float32)
     clip = step.empty(torch.float64)
     if not step.chunks:
@@ -213,11 +226,11 @@ def adamw_step_triton(
     partial = step.empty(torch.float64, step.chunks)
     sizes = {"COLUMNS": len(COLUMNS), "CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": NUM_WARPS}
     grid = (step.chunks,)
-    clips = not math.isinf(max_norm)
+    clips = not math.isinf(max_norm) or found_inf is not None  # else it comes with the update
 
     def update() -> None:
         adamw_update_kernel[grid](
-            step.table, step.owner, clip, partial,
+            step.table, step.owner, clip, partial, found_inf,
             KINDS=step.kinds, HAS_PEAK=len(max_exp_avg_sqs) > 0, CLIP=clips, **sizes,
         )  # fmt: skip
 

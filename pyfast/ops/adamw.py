@@ -31,6 +31,7 @@ def adamw_step_(
     maximize: bool = False,
     grad_scale: float = 1.0,
     max_norm: float | None = None,
+    found_inf: Tensor | None = None,
 ) -> Tensor:
     """One AdamW step on all parameters in place; the global gradient norm before clipping.
 
@@ -51,6 +52,8 @@ def adamw_step_(
         decoupled: False puts the decay into the gradient, as torch.optim.Adam has it.
         grad_scale: every gradient is multiplied by this first.
         max_norm: the global norm of the gradients is brought down to this; None: not clipped.
+        found_inf: float32 of one element on the device of `params`, as of torch.amp.GradScaler:
+            where it is not 0, nothing is written. The kernels look at it there; nobody waits.
 
     Returns:
         The norm of all grads * grad_scale together, before clipping; float32 scalar.
@@ -63,9 +66,15 @@ def adamw_step_(
     limit = math.inf if max_norm is None else max_norm
     expect(limit > 0, _OP, "max_norm", "be above 0, or None", max_norm)
     _parse(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters)
+    if found_inf is not None and params:
+        expect_device(_OP, "found_inf", found_inf, params[0], "params[0]")
+        dtype, count = found_inf.dtype, found_inf.numel()
+        expect_type(dtype == torch.float32, _OP, "found_inf", "be float32", dtype)
+        expect(count == 1, _OP, "found_inf", "have one element", list(found_inf.shape))
     if params and backend.uses_reference(_OP, params[0].device.type):
         settings = {"max_exp_avg_sqs": max_exp_avg_sqs, "masters": masters, "decoupled": decoupled}
         settings |= {"maximize": maximize, "grad_scale": grad_scale, "max_norm": max_norm}
+        settings |= {"found_inf": found_inf}
         rates = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         state = (params, grads, exp_avgs, exp_avg_sqs)
         return reference.adamw_step_(*state, step, **rates, **settings)
@@ -81,6 +90,7 @@ def adamw_step_(
         maximize,
         grad_scale,
         limit,
+        *(() if found_inf is None else (found_inf,)),
     )
     if not torch.compiler.is_compiling():  # there the schema tells what was written
         torch.autograd.graph.increment_version([p for p in params if not p.is_inference()])

@@ -121,7 +121,7 @@ double adamw_step<kIsa>(const AdamWArgs& a) {
     return sum_chunks(
         a, [&](const AdamWTensor& t, int64_t begin, int64_t n) { return update_part(a, t, clip, begin, n); });
   };
-  if (a.max_norm == __builtin_inf()) return __builtin_sqrt(update_all(1.)) * scale;
+  if (a.max_norm == __builtin_inf() && !a.skips) return __builtin_sqrt(update_all(1.)) * scale;
   const double norm = scale * __builtin_sqrt(sum_chunks(a, [](const AdamWTensor& t, int64_t begin, int64_t n) {
     double sum = 0;
     dispatch_dtype(
@@ -129,7 +129,7 @@ double adamw_step<kIsa>(const AdamWArgs& a) {
     return sum;
   }));
   const double clip = a.max_norm / (norm + 1e-6);   // torch.nn.utils.clip_grad_norm_'s; a NaN norm gives NaN
-  update_all(clip > 1 ? 1. : clip);
+  if (!a.skips) update_all(clip > 1 ? 1. : clip);
   return norm;
 }
 

@@ -27,6 +27,7 @@ struct AdamWArgs {
   bool decoupled, maximize;
   double grad_scale, max_norm;   // max_norm infinity: no clipping
   double* partial;               // [chunks] workspace
+  bool skips;                    // only the norm is wanted
 };
 
 // Updates every tensor; returns the norm of all grad * grad_scale.
