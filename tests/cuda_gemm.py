@@ -31,6 +31,7 @@ class Operand(ctypes.Structure):
 class Gemm(ctypes.Structure):
     _fields_ = [("a", Operand), ("b", Operand), ("m", Int), ("n", Int), ("k", Int)]
     _fields_ += [("split_k", Int), ("sums", P), ("sums_stride", L)]
+    _fields_ += [("rows_there", P), ("depth_there", P)]  # null: the sizes are known
 
 
 class Linear(ctypes.Structure):

@@ -1,13 +1,11 @@
 #include "../../kernels/cuda/linear_act.h"
 
-#include "../cpu/linear_operands.h"
-#include "gpu.h"
+#include "linear.h"
 
 namespace pyfast {
 namespace {
 
 constexpr const char* kOp = "linear_act";
-constexpr int64_t kMostSize = kMostColumns - 1024;   // tiles that hang over the end are counted in 32 bits, too
 
 // The operands of both directions, checked and brought to strides that the kernels read.
 struct Operands {
@@ -18,21 +16,16 @@ struct Operands {
   bool transposed;
 
   Operands(const Tensor& input, const Tensor& matrix)
-      : gpu(kOp, "x", input), dtype(gpu.dtype_of("x", input)), m(rows_of("x", input)), n(rows_of("weight", matrix)) {
-    k = input.size(1);
+      : gpu(kOp, "x", input),
+        dtype(gpu.dtype_of("x", input)),
+        m(rows_of(kOp, "x", input)),
+        n(rows_of(kOp, "weight", matrix)),
+        k(input.size(1)) {
     gpu.expect_here("weight", matrix);
     expect_same_dtype(kOp, "weight", matrix, input);
     STD_TORCH_CHECK(matrix.size(1) == k, kOp, ": weight must be [N, K=", k, "]; got ", text(sizes_of(matrix)));
     x = unit_stride_rows(input), weight = unit_stride_either(matrix);
     transposed = is_transposed(matrix);
-  }
-
-  static int64_t rows_of(const char* name, const Tensor& t) {
-    STD_TORCH_CHECK(t.dim() == 2, kOp, ": ", name, " must have 2 dimensions; got ", text(sizes_of(t)));
-    for (int64_t d = 0; d < 2; ++d)
-      STD_TORCH_CHECK(t.size(d) <= kMostSize, kOp, ": ", name, " must have sizes up to ", kMostSize, "; got ",
-                      text(sizes_of(t)));
-    return t.size(0);
   }
 
   int64_t weight_stride() const { return weight.stride(transposed ? 1 : 0); }

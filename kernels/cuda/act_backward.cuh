@@ -3,8 +3,8 @@
 // each element; inside the products it would be made again for every tile beside the first.
 #pragma once
 
+#include "chunk.cuh"
 #include "column_sums.cuh"
-#include "mma.cuh"
 
 namespace pyfast {
 
@@ -22,20 +22,6 @@ struct ActBackwardArgs {
   Act act;
   bool aligned;          // rows begin at multiples of 16 bytes
 };
-
-template <class T>
-union Chunk {   // 16 bytes
-  static constexpr int kSize = 16 / int(sizeof(T));
-  uint4 whole;
-  T part[kSize];
-};
-
-template <class T>
-__device__ __forceinline__ Chunk<T> load_chunk(const T* from, int count, bool aligned) {
-  Chunk<T> chunk;
-  chunk.whole = aligned ? *reinterpret_cast<const uint4*>(from) : gather(from, count * int(sizeof(T)));
-  return chunk;
-}
 
 // A lane has the same 16 bytes of columns in every row that its warp takes.
 template <class T>

@@ -75,8 +75,8 @@ __device__ __forceinline__ void run_stages(const Args& g, int2 origin, uint32_t 
 }
 
 // wgmma: a warpgroup makes 64 rows of the tile. Operands lie in blocks of 64 rows and 64 of depth, 128-byte lines.
-template <class T, class Tile, Major kA, Major kB, bool kSums, class Epilogue>
-__device__ __forceinline__ void wgmma_tile(const GemmArgs<T>& g, int2 origin, uint32_t stages,
+template <class T, class Tile, Major kA, Major kB, bool kSums, class Right, class Epilogue>
+__device__ __forceinline__ void wgmma_tile(const GemmArgs<T, Right>& g, int2 origin, uint32_t stages,
                                            const Epilogue& epilogue) {
   using A = SharedTile<T, kA, 64, 64>;
   using B = SharedTile<T, kB, 64, 64>;
@@ -101,9 +101,11 @@ __device__ __forceinline__ void wgmma_tile(const GemmArgs<T>& g, int2 origin, ui
   store_tile<Warp>(acc, stages + warp * 16 * 128 * 4, first, origin.y, g.m, g.n, epilogue);
 }
 
-template <class T, class Tile, Major kA, Major kB, bool kSums, class Epilogue>
+template <class T, class Tile, Major kA, Major kB, bool kSums, class Epilogue, class Right = GemmOperand<T>>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads < 256 || kWarpgroups<Tile> ? 2 : 1)
-    gemm_kernel(GemmArgs<T> g, Epilogue epilogue) {
+    gemm_kernel(GemmArgs<T, Right> g, Epilogue epilogue) {
+  g.take_counts();
+  if (g.rows_there && blockIdx.x >= tile_count<Tile>(g.m, g.n)) return;   // the grid is that of all rows
   extern __shared__ __align__(1024) unsigned char memory[];
   const uint32_t stages = shared_address(memory);
   const int2 origin = tile_origin<Tile>(g.m, g.n, int(blockIdx.x));
@@ -126,11 +128,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads < 256 || kWarpg
   }
 }
 
-template <class T, class Tile, Major kA, Major kB, bool kSums, class Epilogue>
-cudaError_t launch_gemm_async(const GemmArgs<T>& g, int slices, const Epilogue& epilogue, cudaStream_t stream) {
+template <class T, class Tile, Major kA, Major kB, bool kSums, class Right, class Epilogue>
+cudaError_t launch_gemm_async(const GemmArgs<T, Right>& g, int slices, const Epilogue& epilogue, cudaStream_t stream) {
   constexpr int kStageBytes = (Tile::kM + Tile::kN) * Tile::kK * int(sizeof(T)) * Tile::kStages;
   constexpr int kShared = kStageBytes > Tile::kStagingBytes ? kStageBytes : Tile::kStagingBytes;
-  const auto kernel = gemm_kernel<T, Tile, kA, kB, kSums, Epilogue>;
+  const auto kernel = gemm_kernel<T, Tile, kA, kB, kSums, Epilogue, Right>;
   const dim3 grid(unsigned(gemm_tiles<Tile>(g.m, g.n)), unsigned(slices));
   if (kShared > 48 << 10) {
     const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -142,10 +144,10 @@ cudaError_t launch_gemm_async(const GemmArgs<T>& g, int slices, const Epilogue& 
 }
 
 // By tensor maps where the tile is one of capability 9.0 and the operands can be read so.
-template <class T, class Tile, Major kA, Major kB, bool kSums, class Epilogue>
-cudaError_t launch_gemm(const GemmArgs<T>& g, int slices, const Epilogue& epilogue, cudaStream_t stream) {
-  constexpr bool kWide = std::is_same_v<Tile, WideTile>;
-  if constexpr (kWide || std::is_same_v<Tile, HopperTile>) {
+template <class T, class Tile, Major kA, Major kB, bool kSums, class Right, class Epilogue>
+cudaError_t launch_gemm(const GemmArgs<T, Right>& g, int slices, const Epilogue& epilogue, cudaStream_t stream) {
+  constexpr bool kWide = std::is_same_v<Tile, WideTile>, kOne = std::is_same_v<Right, GemmOperand<T>>;
+  if constexpr (kOne && (kWide || std::is_same_v<Tile, HopperTile>)) {
     cudaError_t status = cudaSuccess;
     if (launch_gemm_tma<T, TmaTile<Tile::kN>, kA, kB, kSums>(&status, g, slices, epilogue, stream)) return status;
   }

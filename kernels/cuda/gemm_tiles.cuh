@@ -41,16 +41,31 @@ struct GemmOperand {
   bool aligned;
 };
 
-template <class T>
+// The right operand may be of another type that copy_operand takes: two matrices in one.
+template <class T, class Right = GemmOperand<T>>
 struct GemmArgs {
-  GemmOperand<T> a, b;
+  GemmOperand<T> a;
+  Right b;
   int m, n, k;
   int split_k;   // depth of one slice; blockIdx.y is the slice, and its result a matrix of its own
   float* sums;   // [slices, sums_stride] or null: the sums of A's rows over the slice
   int64_t sums_stride;
+  // Null, or where the device knows that there are fewer rows of A, or less depth: of what is past it, whole boxes may
+  // be read, and past the depth, up to a multiple of 64, there must be zeros.
+  const int *rows_there = nullptr, *depth_there = nullptr;
+
+  __device__ __forceinline__ void take_counts() {
+    if (rows_there) m = *rows_there;
+    if (depth_there) k = *depth_there;
+  }
 };
 
 constexpr int kGroupTiles = 8;
+
+template <class Tile>
+__device__ __forceinline__ unsigned tile_count(int m, int n) {
+  return unsigned((m + Tile::kM - 1) / Tile::kM) * unsigned((n + Tile::kN - 1) / Tile::kN);
+}
 
 // Where a tile begins: down groups of eight rows of tiles, so that neighbours share what L2 holds.
 template <class Tile>

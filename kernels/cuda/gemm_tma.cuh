@@ -141,9 +141,10 @@ __device__ __forceinline__ void store_columns(const float (&acc)[Tile::kN / 8][4
 
 template <class T, class Tile, Major kA, Major kB, bool kSums, class Epilogue>
 __global__ void __launch_bounds__(kHasWgmma ? Tile::kThreads : 32, 1)
-    gemm_tma_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, const GemmArgs<T> g,
+    gemm_tma_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, GemmArgs<T> g,
                     const Epilogue epilogue) {
   if constexpr (kHasWgmma) {
+    g.take_counts();
     extern __shared__ __align__(1024) unsigned char memory[];
     Ring<Tile> ring{shared_address(memory)};
     const int warp = threadIdx.x / 32, first = blockIdx.y * g.split_k;

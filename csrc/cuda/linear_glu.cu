@@ -1,0 +1,2 @@
+// Compiles the kernels of linear_glu.
+#include "../../kernels/cuda/linear_glu.cuh"

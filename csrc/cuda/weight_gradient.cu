@@ -1,0 +1,2 @@
+// Compiles the product of weight gradients for all linear layers.
+#include "../../kernels/cuda/weight_gradient.cuh"

@@ -1,0 +1,98 @@
+"""linear_glu in CUDA C++ through its door, on the emulator: what the common tests do not reach."""
+
+import pytest
+import torch
+
+import pyfast
+from pyfast import reference, testing
+from tests.cuda_lanes import LANES, check, needs_emulator
+from tests.emulator.cuda import emulated
+from tests.run_case import each_tensor
+
+pytestmark = needs_emulator
+B = torch.bfloat16
+
+
+def kernels(log) -> list[str]:
+    return [launch.name for launch in log]
+
+
+@pytest.mark.parametrize("act", ["none", "sigmoid", "mish", "elu"])
+def test_linear_glu_gates_with_any_activation(act) -> None:
+    """sigmoid, elu: their derivative follows from the output, which is made again."""
+    check(testing.linear_glu(19, 24, 21, act, bias=True), torch.float32, 80)
+
+
+@pytest.mark.parametrize(("dtype", "capability"), LANES, ids=str)
+def test_linear_glu_of_whole_tiles(dtype, capability) -> None:
+    """Every copy of 16 bytes; 72 columns leave padding between the halves of the gradients."""
+    log = check(testing.linear_glu(64, 64, 72, bias=True), dtype, capability)
+    assert kernels(log)[:2] == ["gemm_kernel", "glu_backward_kernel"]
+
+
+@pytest.mark.parametrize(("capability", "threads"), [(80, 128), (90, 256)])
+def test_linear_glu_takes_large_tiles_where_they_fill_a_gpu(capability, threads) -> None:
+    """2048 x 512: of both weights 1024 columns, 128 tiles of 128 x 128."""
+    x, gate, up = (torch.randn(n, 48).to(B) for n in (2048, 512, 512))
+    with emulated(capability) as log, pyfast.using("cuda"):
+        out, *saved = torch.ops.pyfast.linear_glu(x, gate, up, None, None, "silu", True)
+    assert log[0].block[0] == threads and log[0].grid == (128, 1, 1)
+    exact = [x.double() @ w.double().T for w in (gate, up)]
+    for ours, truth in zip(saved, exact, strict=True):
+        assert (ours - truth).abs().max() <= 2**-8 * truth.abs().max()
+    truth = torch.nn.functional.silu(exact[0]) * exact[1]
+    assert (out - truth).abs().max() <= 2**-7 * truth.abs().max()
+    assert log[0].stats.bank_factor == 1 and log[0].stats.sector_efficiency > 0.99
+
+
+@pytest.mark.parametrize("flipped", [(True, True), (True, False)], ids=str)
+def test_linear_glu_of_transposed_weights(flipped) -> None:
+    """The gradient of a weight has its layout where both are views of [K, N] matrices."""
+    inputs = testing.linear_glu(19, 24, 21).inputs(torch.float32)
+    names = [n for n, f in zip(("gate_weight", "up_weight"), flipped, strict=True) if f]
+    inputs |= {name: inputs[name].t().contiguous().t() for name in names}
+    live = each_tensor(inputs, lambda _, t: t.requires_grad_())
+    with emulated(), pyfast.using("cuda"):
+        out = pyfast.linear_glu(**live)
+        grads = torch.autograd.grad(out.sum(), [live[n] for n in ("gate_weight", "up_weight")])
+    plain = each_tensor(inputs, lambda _, t: t.detach().requires_grad_())
+    total = reference.linear_glu(**plain).sum()
+    truths = torch.autograd.grad(total, [plain[n] for n in ("gate_weight", "up_weight")])
+    for grad, truth in zip(grads, truths, strict=True):
+        assert torch.allclose(grad, truth, atol=1e-5)
+        assert grad.is_contiguous() != all(flipped)
+
+
+@pytest.mark.parametrize("wanted", ["x", "gate_weight", "up_bias"])
+def test_linear_glu_makes_only_the_gradients_that_are_needed(wanted) -> None:
+    inputs = testing.linear_glu(20, 24, 40, bias=True).inputs(B)
+    inputs[wanted].requires_grad_()
+    with emulated() as log, pyfast.using("cuda"):
+        pyfast.linear_glu(**inputs).float().sum().backward()
+    products = kernels(log)[1:].count("gemm_kernel")
+    assert products == {"x": 1, "gate_weight": 2, "up_bias": 0}[wanted]
+    (truth,) = torch.autograd.grad(reference.linear_glu(**inputs).float().sum(), inputs[wanted])
+    assert (inputs[wanted].grad - truth).abs().max() <= 2**-6 * truth.abs().max()
+
+
+@pytest.mark.parametrize("sizes", [(0, 8, 3), (5, 0, 3), (5, 8, 0)], ids=str)
+def test_linear_glu_of_nothing(sizes) -> None:
+    m, k, n = sizes
+    names = ("x", "gate_weight", "up_weight", "gate_bias", "up_bias")
+    shapes = ((m, k), (n, k), (n, k), (n,), (n,))
+    inputs = {name: torch.randn(shape) for name, shape in zip(names, shapes, strict=True)}
+    live = each_tensor(inputs, lambda _, t: t.requires_grad_())
+    with emulated(), pyfast.using("cuda"):
+        pyfast.linear_glu(**live).sum().backward()
+    plain = {name: t.detach().clone().requires_grad_() for name, t in inputs.items()}
+    reference.linear_glu(**plain).sum().backward()
+    for name, t in live.items():
+        torch.testing.assert_close(t.grad, plain[name].grad)
+
+
+def test_linear_glu_keeps_what_the_backward_wants_and_nothing_else() -> None:
+    with emulated(), pyfast.using("cuda"):
+        x, gate, up = torch.randn(5, 16), torch.randn(7, 16), torch.randn(7, 16)
+        for save, kept in ((True, (5, 7)), (False, (0,))):
+            _, *saved = torch.ops.pyfast.linear_glu(x, gate, up, None, None, "silu", save)
+            assert [t.shape for t in saved] == [kept, kept]
