@@ -17,9 +17,11 @@ pytestmark = needs_emulator
 OPS = (
     "attention",
     "linear_act",
+    "linear_glu",
     "layer_norm",
     "rms_norm",
     "cross_entropy",
+    "linear_cross_entropy",
     "rope",
     "adamw_step_",
 )
@@ -125,7 +127,8 @@ def wrong(t: Tensor) -> dict[str, Any]:
 # sizes that nothing else must match
 FREE = {("rope", "x", "dim 0"), ("rope", "x", "dim 1"), ("cross_entropy", "logits", "dim 1")}
 FREE |= {("attention", "q", "dim 1"), ("attention", "q", "dim 2"), ("attention", "v", "dim 3")}
-FREE |= {("linear_act", "x", "dim 0")}
+FREE |= {("linear_act", "x", "dim 0"), ("linear_glu", "x", "dim 0")}
+FREE |= {("linear_cross_entropy", "weight", "dim 0")}
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -1,4 +1,5 @@
-// Sums over the rows of a cross entropy, on the device: nothing waits for them on the host. One block, one order.
+// What the cross entropies share: exponentials, and sums over rows on the device: nothing waits for them on the host.
+// One block, one order. The kernels are templates because two files have them.
 #pragma once
 
 #include "mutant.cuh"
@@ -7,6 +8,12 @@
 namespace pyfast {
 
 constexpr int kTotalThreads = 1024;
+
+constexpr float kLowest = -3.4028234663852886e38f;   // and not -inf: what has nothing but -inf adds 0
+constexpr float kHuge = 1e30f;      // logits beyond it are masks, from which differences would overflow
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ __forceinline__ float exp_approx(float x) { return exp2_approx(x * kLog2E); }
 
 // The weight of a row: that of its class, 1 without class weights, 0 if it is ignored.
 __device__ __forceinline__ float row_weight(int64_t target, const float* weight, int64_t classes,
@@ -17,6 +24,7 @@ __device__ __forceinline__ float row_weight(int64_t target, const float* weight,
 }
 
 // total = the sum of loss [rows], divided by the weights of the rows if `mean`.
+template <class = void>
 __global__ void __launch_bounds__(kTotalThreads) reduce_loss_kernel(float* total, const float* loss,
                                                                     const int64_t* target, const float* weight,
                                                                     int64_t rows, int64_t classes,
@@ -32,6 +40,7 @@ __global__ void __launch_bounds__(kTotalThreads) reduce_loss_kernel(float* total
 }
 
 // totals = (the weights of all rows, the weights of all classes).
+template <class = void>
 __global__ void __launch_bounds__(kTotalThreads) class_totals_kernel(float* totals, const int64_t* target,
                                                                      const float* weight, int64_t rows,
                                                                      int64_t classes, int64_t ignore_index) {

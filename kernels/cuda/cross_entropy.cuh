@@ -12,11 +12,6 @@ namespace pyfast {
 
 constexpr int kLossThreads = 256;   // most of a block
 constexpr int kLossLoads = 4;       // that a thread has on their way
-constexpr float kLowest = -3.4028234663852886e38f;   // and not -inf: a thread with nothing but -inf adds 0
-constexpr float kHuge = 1e30f;      // logits beyond it are masks, from which differences would overflow
-constexpr float kLog2E = 1.4426950408889634f;
-
-__device__ __forceinline__ float exp_approx(float x) { return exp2_approx(x * kLog2E); }
 
 // Columns [begin, end) of a row, by the block: packs(first column, float (&x)[n]) with the whole packs of all of them,
 // four at a time; one(column, x) with the single elements at both ends. Without kRead the numbers are zeros.
@@ -254,7 +249,7 @@ cudaError_t launch_cross_entropy(const CrossEntropyCudaArgs& a, cudaStream_t str
     if (error != cudaSuccess) return error;
   }
   if (a.total)
-    reduce_loss_kernel<<<1, total_threads(a.rows), 0, stream>>>(a.total, a.loss, a.target, a.weight, a.rows, a.cols,
+    reduce_loss_kernel<><<<1, total_threads(a.rows), 0, stream>>>(a.total, a.loss, a.target, a.weight, a.rows, a.cols,
                                                                 a.ignore_index, a.mean);
   return cudaGetLastError();
 }
@@ -262,7 +257,7 @@ cudaError_t launch_cross_entropy(const CrossEntropyCudaArgs& a, cudaStream_t str
 cudaError_t launch_cross_entropy_backward(const CrossEntropyBackwardCudaArgs& a, cudaStream_t stream) {
   const bool smooth_weights = a.label_smoothing > 0 && a.weight;
   if (a.mean || smooth_weights)
-    class_totals_kernel<<<1, total_threads(smooth_weights && a.cols > a.rows ? a.cols : a.rows), 0, stream>>>(
+    class_totals_kernel<><<<1, total_threads(smooth_weights && a.cols > a.rows ? a.cols : a.rows), 0, stream>>>(
         a.totals, a.target, a.weight, a.rows, a.cols, a.ignore_index);
   const int64_t apart = int64_t(reinterpret_cast<uintptr_t>(a.logits) - reinterpret_cast<uintptr_t>(a.grad_logits));
   const bool alike = apart % kSector == 0 && (a.row_stride - a.cols) * size_of(a.dtype) % kSector == 0;
