@@ -1,9 +1,9 @@
 // Cross entropy of x weight^T + bias, whose logits exist as tiles only: how it is cut into launches.
 //
-// Forward: the rows that count are gathered, and every tile of their logits leaves a maximum and sums for each row, 1/32
-// of the bytes of logits in 16 bits; a second kernel puts them together. Backward, slab after slab of classes: the tiles
-// again, from them their gradient dL in the dtype, dX += dL W in float32, and dW = dL^T X, which is finished with its
-// slab and rounded once. All sums are added in an order that the sizes decide.
+// Forward: the rows that count are gathered, and every tile of their logits leaves a maximum and sums for each row,
+// 1/32 of the bytes of logits in 16 bits; a second kernel puts them together. Backward, slab after slab of classes: the
+// tiles again, from them their gradient dL in the dtype, dX += dL W in float32, and dW = dL^T X, which is finished with
+// its slab and rounded once. All sums are added in an order that the sizes decide.
 #pragma once
 
 #include "linear_cross_entropy.h"
@@ -242,8 +242,9 @@ cudaError_t launch_loss_gradients(const LinearCrossEntropyBackwardCudaArgs& a, c
   if (!a.gathered)
     if (const cudaError_t status = plan.rows.launch(in, stream); status != cudaSuccess) return status;
   const bool smooth_weights = in.label_smoothing > 0 && in.class_weight;
+  const unsigned threads = total_threads(smooth_weights ? std::max(in.classes, in.rows) : in.rows);
   if (in.mean || smooth_weights)
-    class_totals_kernel<><<<1, total_threads(smooth_weights && in.classes > in.rows ? in.classes : in.rows), 0, stream>>>(
+    class_totals_kernel<><<<1, threads, 0, stream>>>(
         plan.totals, in.target, in.class_weight, in.rows, in.classes, in.ignore_index);
   row_factors_kernel<><<<unsigned(ceil_div(in.rows, 256)), 256, 0, stream>>>(
       plan.factors, counted, in.rows, int(in.classes), a.grad_loss, a.grad_loss_stride, a.lse, plan.totals,

@@ -1,8 +1,8 @@
 // act(x Wg^T + bg) * (x Wu^T + bu) and its gradients: which products and passes they are, and their launchers.
 //
 // Forward: one product over the rows of both weights by turns, whose epilogue has the gate and its factor in the same
-// thread. Backward: one pass makes the gradients of both, [M, N] each, side by side; dX is one product over the depth of
-// both, in one accumulator, and each weight has one product over the rows of x.
+// thread. Backward: one pass makes the gradients of both, [M, N] each, side by side; dX is one product over the depth
+// of both, in one accumulator, and each weight has one product over the rows of x.
 #pragma once
 
 #include "glu_backward.cuh"
@@ -91,10 +91,9 @@ cudaError_t launch_linear_glu_backward_of(const LinearGluBackwardCudaArgs& l, cu
   if (status == cudaSuccess && l.grad_x) {
     const PairedDepth<T> weights{operand<T>(l.gate_weight, l.gate_stride), operand<T>(l.up_weight, l.up_stride),
                                  int(l.n), plan.begin};
-    T* const none = nullptr;
+    T *const dx = static_cast<T*>(l.grad_x), *const none = nullptr;
     status = launch_product<Major::depth, Major::rows, false>(plan.dx, operand<T>(pair, pitch), weights,
-                                                              plan.begin + l.n, static_cast<T*>(l.grad_x), none, scratch,
-                                                              stream);
+                                                              plan.begin + l.n, dx, none, scratch, stream);
   }
   void* const grads[] = {l.grad_gate_weight, l.grad_up_weight};
   for (int i = 0; i < 2; ++i) {

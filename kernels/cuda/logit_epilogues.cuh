@@ -1,4 +1,4 @@
-// What becomes of tiles of logits: the numbers of a log-sum-exp, or a slab of their gradient. Logits never reach memory.
+// What becomes of tiles of logits: the numbers of a log-sum-exp, or a slab of their gradient. They never reach memory.
 #pragma once
 
 #include "counted_rows.cuh"
@@ -7,8 +7,8 @@
 
 namespace pyfast {
 
-// Of every row of a tile the maximum, the sum of exp(x - maximum) and, where `spread` is, that of w (x - maximum) with w
-// the class weights; and the logit of the row's target.
+// Of every row of a tile the maximum, the sum of exp(x - maximum) and, where `spread` is, that of w (x - maximum) with
+// w the class weights; and the logit of the row's target.
 template <class T>
 struct TileLossEpilogue {
   const T* bias;               // [classes] or null

@@ -31,8 +31,8 @@ __device__ __forceinline__ void copy_operand(uint32_t to, const PairedRows<T>& o
     const bool second = (kTurns ? line / kTurn : first / kTurn) % 2 != mutant(121);
     const int source = own + line / (2 * kTurn) * kTurn;
     const T* const from = second ? o.second + source * o.second_stride : o.first + source * o.first_stride;
-    const uint32_t place = to + line / X::kRows * X::kBytes + X::offset(first, chunk) + line % X::kRows * X::kChunks * 16;
-    put(place, from + k + chunk * X::kPack, source < o.rows || mutant(122) ? bytes : 0);
+    const uint32_t tile = to + line / X::kRows * X::kBytes + line % X::kRows * X::kChunks * 16;
+    put(tile + X::offset(first, chunk), from + k + chunk * X::kPack, source < o.rows || mutant(122) ? bytes : 0);
   };
   if (o.aligned) {
 #pragma unroll

@@ -17,9 +17,9 @@ cudaError_t launch_weight_gradient(const WeightGradientArgs& w, cudaStream_t str
   return dispatch_element(w.dtype, [&](auto e) {
     using T = typename decltype(e)::type;
     const auto plan = plan_product<T>(w.capability, w.m, w.n, w.k);
-    return launch_product<Major::rows, Major::rows, true>(plan, operand<T>(w.a, w.a_stride), operand<T>(w.b, w.b_stride),
-                                                          w.k, static_cast<T*>(w.out), static_cast<T*>(w.sums),
-                                                          w.workspace, stream, w.depth_there);
+    const auto a = operand<T>(w.a, w.a_stride), b = operand<T>(w.b, w.b_stride);
+    return launch_product<Major::rows, Major::rows, true>(plan, a, b, w.k, static_cast<T*>(w.out),
+                                                          static_cast<T*>(w.sums), w.workspace, stream, w.depth_there);
   });
 }
 
