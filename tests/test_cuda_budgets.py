@@ -28,8 +28,8 @@ def test_counters_are_those_recorded_and_no_worse_than_tritons(budget) -> None:
         f"if this is meant: python -m tests.cuda_budgets '{budget.name}'"
     )
     assert not triton_budgets.excesses(budget, rows)
-    ours = cuda_budgets.moved(rows)
-    theirs = cuda_budgets.moved(triton_budgets.recorded()[budget.name]["run"])
+    both = rows, triton_budgets.recorded()[budget.name]["run"]
+    ours, theirs = (cuda_budgets.moved(cuda_budgets.compared(budget.name, r)) for r in both)
     # The derivative of linear_act, and its column sums, are launches of their own: Triton's
     # products take it on their operands on capability 8, read those once for every tile, and move
     # more.

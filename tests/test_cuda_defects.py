@@ -44,6 +44,11 @@ def loss(rows: int, classes: int, **settings: object) -> Callable[..., None]:
     return functools.partial(value, testing.cross_entropy(rows, classes, **settings))
 
 
+glu = functools.partial(value, testing.linear_glu(19, 24, 21, bias=True))
+# 600 classes: ten tiles, more than a thread of the join has of them
+score = functools.partial(
+    value, testing.linear_cross_entropy(19, 24, 600, bias=True, label_smoothing=0.1)
+)
 rope = functools.partial(value, testing.rope(2, 3, 5, 16))
 step = functools.partial(value, testing.adamw(((5, 7), (300,)), max_norm=0.5))
 
@@ -59,6 +64,15 @@ DEFECTS = [
      loss(9, 131, label_smoothing=0.1, weighted=True)),
     ("ignored rows in the mean", "cross_entropy", 4, loss(9, 131)),
     ("one class too many", "cross_entropy", 5, loss(9, 131)),
+    ("gate and factor exchanged", "linear_glu", 121, glu),
+    ("rows past both weights", "linear_glu", 122, glu),
+    ("no barrier before columns are read", "linear_glu", 123, glu),
+    ("the second weight not from its start", "linear_glu", 124, glu),
+    ("rows not gathered", "linear_cross_entropy", 131, score),
+    ("classes past the last", "linear_cross_entropy", 132, score),
+    ("no barrier before maxima are read", "linear_cross_entropy", 133, score),
+    ("the target not told from others", "linear_cross_entropy", 134, score),
+    ("tiles joined without a common maximum", "linear_cross_entropy", 135, score),
     ("elements stepped twice", "adamw", 1, step),
     ("no clipping", "adamw", 2, step),
     ("stepped where infinity was found", "adamw", 3, skipped),

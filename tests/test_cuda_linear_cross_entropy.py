@@ -173,3 +173,17 @@ def test_linear_cross_entropy_holds_an_eighth_of_the_logits() -> None:
         loss, lse, *_ = ops.linear_cross_entropy(*given, *settings)
         ops.linear_cross_entropy_backward(loss, *given, lse, *settings)
     assert 1 / 9 < max(asked) / (8192 * 16384 * 2) < 1 / 8 * 1.1
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_logits_leave_their_tiles_as_a_few_numbers(capability) -> None:
+    """Of 128 x 256 logits two tiles; what is written is 8 bytes for each of their rows."""
+    x, weight = torch.randn(128, 64).to(B), torch.randn(256, 64).to(B)
+    settings = (None, torch.zeros(128, dtype=torch.int64), None, -100, 0.0, "none")
+    with emulated(capability) as log, pyfast.using("cuda"):
+        torch.ops.pyfast.linear_cross_entropy(x, weight, *settings, False, False, False)
+    (product,) = (launch for launch in log if "gemm" in launch.name)
+    assert product.name == ("gemm_kernel" if capability == 80 else "gemm_tma_kernel")
+    assert product.stats.store_bytes == 2 * 128 * 8 + 128 * 4  # and the targets' logits
+    assert product.stats.bank_factor <= 1  # by TMA and wgmma the kernel itself reads none of it
+    assert product.stats.mma_flops == 2 * 128 * 256 * 64

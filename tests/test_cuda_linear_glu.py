@@ -96,3 +96,19 @@ def test_linear_glu_keeps_what_the_backward_wants_and_nothing_else() -> None:
         for save, kept in ((True, (5, 7)), (False, (0,))):
             _, *saved = torch.ops.pyfast.linear_glu(x, gate, up, None, None, "silu", save)
             assert [t.shape for t in saved] == [kept, kept]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_linear_glu_main_loop_is_lean(capability) -> None:
+    """Counters of 512 more of depth: two weights cost no more instructions than one would."""
+    runs = []
+    for k in (256, 768):
+        x, gate, up = (torch.randn(64, k).to(B) for _ in range(3))
+        with emulated(capability) as log, pyfast.using("cuda"):
+            torch.ops.pyfast.linear_glu(x, gate[:32], up[:32], None, None, "silu", False)
+        runs.append(log[0].stats)
+    more = {n: getattr(runs[1], n) - getattr(runs[0], n) for n in ("mma_flops", "load_bytes")}
+    assert more == {"mma_flops": 2 * 64 * 64 * 512, "load_bytes": 2 * 128 * 512}
+    integers = runs[1].integer_instructions - runs[0].integer_instructions
+    assert integers / (more["mma_flops"] / 4096) <= 4
+    assert runs[1].bank_factor == 1

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kCountThreads) count_rows_kernel(CountedRows t
     const bool counts = row < rows && wanted != ignore_index;
     const unsigned votes = __ballot_sync(kFullWarp, counts);
     if (lane == 0) votes_of[turn][warp] = __popc(votes);
-    if (!mutant(131)) __syncthreads();
+    __syncthreads();
     int upto = votes_of[turn][lane];
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
@@ -50,20 +50,34 @@ __global__ void __launch_bounds__(kCountThreads) count_rows_kernel(CountedRows t
   if (threadIdx.x == 0) *to.count = before;
 }
 
-// to [rows, pitch] = the rows of x that count, with zeros up to the pitch; a warp takes a row.
+// Products take whole steps of 64 rows, and find zeros in those that do not count.
+__device__ __forceinline__ int64_t whole_steps(int count) { return (int64_t(count) + 63) / 64 * 64; }
+
+// to [rows, pitch] = the rows of x that count, with zeros up to the pitch and to whole steps; a warp takes a row.
 template <class T>
 __global__ void __launch_bounds__(32 * kGatherWarps) gather_rows_kernel(T* to, int pitch, const T* x, int64_t stride,
                                                                         int64_t rows, int depth, CountedRows counted,
                                                                         bool aligned) {
   constexpr int kSize = Chunk<T>::kSize;
   const int64_t row = int64_t(blockIdx.x) * kGatherWarps + threadIdx.x / 32;
-  if (row >= rows || row >= *counted.count) return;
-  const T* const from = x + (mutant(132) ? row : counted.index[row]) * stride;
+  const int there = *counted.count;
+  if (row >= rows || row >= whole_steps(there)) return;
+  const T* const from = x + (mutant(131) ? row : counted.index[row]) * stride;
   for (int col = threadIdx.x % 32 * kSize; col < pitch; col += 32 * kSize) {
-    const int count = max(min(depth - col, kSize), 0);
+    const int count = row < there ? max(min(depth - col, kSize), 0) : 0;
     const Chunk<T> chunk = load_chunk(from + col, count, aligned && count == kSize);
     *reinterpret_cast<uint4*>(to + row * pitch + col) = chunk.whole;
   }
+}
+
+// Zeros in the rows [.., chunks of 16 bytes] past those that count, up to whole steps; a warp takes a row.
+template <class = void>
+__global__ void __launch_bounds__(32 * kGatherWarps) clear_rows_kernel(uint4* to, int64_t chunks, int64_t rows,
+                                                                       CountedRows counted) {
+  const int there = *counted.count;
+  const int64_t row = there + int64_t(blockIdx.x) * kGatherWarps + threadIdx.x / 32;
+  if (row >= rows || row >= whole_steps(there)) return;
+  for (int64_t c = threadIdx.x % 32; c < chunks; c += 32) to[row * chunks + c] = make_uint4(0, 0, 0, 0);
 }
 
 // dx = the sums of the slices in order, each row where it came from; zeros in rows that do not count.

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(32 * kActWarps) glu_backward_kernel(GluBackwar
         for (int e = 0; e < kSize; ++e) {
           const float d = float(dy.part[e]), z = float(gate.part[e]), y = activate<kAct>(z);
           const float dgate = d * float(up.part[e]) * activate_grad<kAct>(grad_from_output(kAct) ? y : z);
-          const float dup = d * (mutant(124) ? z : y);
+          const float dup = d * y;
           gate_total[e] += dgate, up_total[e] += dup;
           gate.part[e] = T(dgate), up.part[e] = T(dup);
         }

@@ -16,7 +16,7 @@ namespace pyfast {
 constexpr int kLeastSlabTiles = 256;   // of logits, that are never too many: they fill a GPU twice
 constexpr int kSlabStep = 256;         // classes
 
-// Vocabularies fill a GPU with large tiles however few the rows are.
+// The tile for dX, and that for logits: vocabularies fill a GPU with the largest ones however few the rows are.
 template <class T, class F>
 auto dispatch_large_tile(int capability, const F& f) {
   if constexpr (sizeof(T) == 4)
@@ -24,6 +24,15 @@ auto dispatch_large_tile(int capability, const F& f) {
   else
     return capability == 9 ? f(HopperTile{}) : f(LargeTile{});
 }
+template <class T, class F>
+auto dispatch_logit_tile(int capability, const F& f) {
+  if constexpr (sizeof(T) == 4)
+    return f(FloatTile{});
+  else
+    return capability == 9 ? f(WideTile{}) : f(LargeTile{});
+}
+template <class T>
+constexpr int kLossColumns = sizeof(T) == 4 ? FloatTile::kN : 128;   // that leave one set of numbers
 
 // Hands out the workspace; without memory it only counts.
 struct Pieces {
@@ -77,14 +86,13 @@ template <class T>
 struct LinearLossPlan {
   Pieces pieces;
   GatheredRows<T> rows;
-  int width, tiles;   // classes of a tile, tiles of a row
+  int tiles;   // of a row
   float2* partial;
   float *spread, *at_target, *tile_weights;
 
   LinearLossPlan(const LinearLossOperands& in, void* workspace)
       : pieces{static_cast<char*>(workspace)}, rows(in, pieces) {
-    width = dispatch_large_tile<T>(in.capability, [](auto tile) { return decltype(tile)::kN; });
-    tiles = int(ceil_div(in.classes, width));
+    tiles = int(ceil_div(in.classes, kLossColumns<T>));
     const bool smooth = in.label_smoothing > 0;
     partial = pieces.take<float2>(tiles * in.rows);
     spread = pieces.take<float>(smooth ? tiles * in.rows : 0);
@@ -109,17 +117,17 @@ cudaError_t launch_losses(const LinearCrossEntropyCudaArgs& a, cudaStream_t stre
   if (status != cudaSuccess) return status;
   const TileLossEpilogue<T> epilogue{static_cast<const T*>(in.bias), in.class_weight, plan.rows.counted.place,
                                      plan.partial, plan.spread, plan.at_target, in.rows};
-  status = dispatch_large_tile<T>(in.capability, [&](auto tile) {
+  status = dispatch_logit_tile<T>(in.capability, [&](auto tile) {
     return launch_gemm<T, decltype(tile), Major::depth, Major::depth, false>(plan.rows.logits(in, 0, in.classes), 1,
                                                                              epilogue, stream);
   });
   if (status != cudaSuccess) return status;
   if (plan.tile_weights)
     tile_weights_kernel<><<<unsigned(ceil_div(plan.tiles, kGatherWarps)), 32 * kGatherWarps, 0, stream>>>(
-        plan.tile_weights, in.class_weight, plan.tiles, plan.width, int(in.classes));
+        plan.tile_weights, in.class_weight, plan.tiles, kLossColumns<T>, int(in.classes));
   join_tiles_kernel<><<<unsigned(ceil_div(in.rows, 32)), 32 * kJoinWarps, 0, stream>>>(
       {plan.partial, plan.spread, plan.at_target, plan.tile_weights, in.class_weight, plan.rows.counted, a.loss, a.lse,
-       in.rows, int(in.classes), plan.tiles, plan.width, in.label_smoothing});
+       in.rows, int(in.classes), plan.tiles, kLossColumns<T>, in.label_smoothing});
   return cudaGetLastError();
 }
 
@@ -215,7 +223,7 @@ cudaError_t launch_slab(const LinearCrossEntropyBackwardCudaArgs& a, const Linea
   const bool smooth = in.label_smoothing > 0;
   const SlabEpilogue<T> slab{plan.dlogits, plan.stride, bias ? bias + first : nullptr,
                              in.class_weight && smooth ? in.class_weight + first : nullptr, plan.factors, int(first)};
-  cudaError_t status = dispatch_large_tile<T>(in.capability, [&](auto tile) {
+  cudaError_t status = dispatch_logit_tile<T>(in.capability, [&](auto tile) {
     return launch_gemm<T, decltype(tile), Major::depth, Major::depth, false>(plan.rows.logits(in, first, n), 1, slab,
                                                                              stream);
   });
@@ -249,6 +257,8 @@ cudaError_t launch_loss_gradients(const LinearCrossEntropyBackwardCudaArgs& a, c
   row_factors_kernel<><<<unsigned(ceil_div(in.rows, 256)), 256, 0, stream>>>(
       plan.factors, counted, in.rows, int(in.classes), a.grad_loss, a.grad_loss_stride, a.lse, plan.totals,
       in.class_weight, in.label_smoothing, in.mean);
+  clear_rows_kernel<><<<64 / kGatherWarps, 32 * kGatherWarps, 0, stream>>>(
+      reinterpret_cast<uint4*>(plan.dlogits), plan.stride * int64_t(sizeof(T)) / 16, in.rows, counted);
   cudaError_t status = cudaGetLastError();
   for (int64_t first = 0; first < in.classes && status == cudaSuccess; first += plan.slab)
     status = launch_slab(a, plan, first, std::min(plan.slab, in.classes - first), stream);

@@ -89,8 +89,9 @@ cudaError_t launch_linear_glu_backward_of(const LinearGluBackwardCudaArgs& l, cu
   cudaError_t status = launch_glu_pair(l, plan, pair, scratch, stream);
   const int64_t pitch = 2 * int64_t(plan.begin);
   if (status == cudaSuccess && l.grad_x) {
-    const PairedDepth<T> weights{operand<T>(l.gate_weight, l.gate_stride), operand<T>(l.up_weight, l.up_stride),
-                                 int(l.n), plan.begin};
+    const auto gate = operand<T>(l.gate_weight, l.gate_stride), up = operand<T>(l.up_weight, l.up_stride);
+    const PairedDepth<T> weights{gate.data, up.data, gate.stride, up.stride, int(l.n), plan.begin,
+                                 gate.aligned && up.aligned};
     T *const dx = static_cast<T*>(l.grad_x), *const none = nullptr;
     status = launch_product<Major::depth, Major::rows, false>(plan.dx, operand<T>(pair, pitch), weights,
                                                               plan.begin + l.n, dx, none, scratch, stream);

@@ -14,8 +14,8 @@ struct TileLossEpilogue {
   const T* bias;               // [classes] or null
   const float* class_weight;   // [classes] or null
   const int* place;            // [rows]: the class of the target
-  float2* partial;             // [column tiles, rows]
-  float *spread, *at_target;   // [column tiles, rows] or null, [rows]
+  float2* partial;             // [tiles of columns, rows]: as wide as the tile, or 128
+  float *spread, *at_target;   // [tiles of columns, rows] or null, [rows]
   int64_t rows;
 };
 
@@ -67,7 +67,7 @@ __device__ __forceinline__ void store_tile(const float (&acc)[Tile::kMi][Tile::k
 #pragma unroll
     for (int w = 0; w < 2; ++w) {
       const int c = first + 8 * j + w;
-      bias[j][w] = c < n || mutant(133) ? (to.bias && c < n ? float(to.bias[c]) : 0.0f) : -INFINITY;
+      bias[j][w] = c < n || mutant(132) ? (to.bias && c < n ? float(to.bias[c]) : 0.0f) : -INFINITY;
     }
 #pragma unroll
   for (int i = 0; i < Tile::kMi; ++i)
@@ -87,7 +87,7 @@ __device__ __forceinline__ void store_tile(const float (&acc)[Tile::kMi][Tile::k
       if (kWarps > 1 && lane % 4 == 0)
         store_shared(peaks + (across * kRows + down + own) * 4, __float_as_uint(peak[i][h]));
     }
-  if (kWarps > 1 && !mutant(134)) __syncthreads();
+  if (kWarps > 1 && !mutant(133)) __syncthreads();
 #pragma unroll
   for (int i = 0; i < Tile::kMi; ++i)
 #pragma unroll
@@ -116,6 +116,22 @@ __device__ __forceinline__ void store_tile(const float (&acc)[Tile::kMi][Tile::k
     both.x += other.x, both.y += other.y;
   }
   store_row(to, tile + at, top, both);
+}
+
+// As tiles of 128 columns, of a warp that has rows of 128 or 256.
+template <class Tile, class T>
+__device__ __forceinline__ void store_columns(const float (&acc)[Tile::kN / 8][4], uint32_t, int row, int col, int m,
+                                              int n, const TileLossEpilogue<T>& to) {
+  using Warp = GemmTile<128, 128, 64, 16, 128, 1>;
+#pragma unroll
+  for (int part = 0; part < Tile::kN / 128; ++part) {
+    float own[1][16][4];
+#pragma unroll
+    for (int j = 0; j < 16; ++j)
+#pragma unroll
+      for (int r = 0; r < 4; ++r) own[0][j][r] = acc[16 * part + j][r];
+    if (col + 128 * part < n) store_tile<Warp>(own, 0, row, col + 128 * part, m, n, to);
+  }
 }
 
 // What the gradient of a row's logits is made of, in the order of the rows that count; as of cross_entropy.
@@ -147,7 +163,7 @@ struct SlabEpilogue {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         v[e] = f.z * exp_approx((v[e] + bias[e] - f.x) - f.y) - g.x * weight[e];
-        if (e == place && !mutant(135)) v[e] -= f.w;
+        if (e == place) v[e] -= mutant(134) ? 0 : f.w;
       }
       store_four(to.out + row * to.stride + col, v, count, count == 4);   // rows begin at multiples of 16 bytes
     }
@@ -175,7 +191,7 @@ struct AddEpilogue {
     bool first;
     __device__ __forceinline__ void operator()(int64_t row, float (&v)[4]) const {
       float4* const at = reinterpret_cast<float4*>(sums + row * stride);
-      if (!first || mutant(136)) {
+      if (!first) {
         const float4 before = *at;
         v[0] += before.x, v[1] += before.y, v[2] += before.z, v[3] += before.w;
       }

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(32 * kJoinWarps) join_tiles_kernel(JoinArgs a)
     const int64_t at = int64_t(tile) * a.rows + row;
     const float2 part = a.partial[at];
     const float top = fmaxf(peak, part.x);
-    total = (mutant(137) ? total : total * exp_approx(peak - top)) + part.y * exp_approx(part.x - top);
+    total = (mutant(135) ? total : total * exp_approx(peak - top)) + part.y * exp_approx(part.x - top);
     peak = top;
     if (!a.spread) continue;
     const float w = a.tile_weights ? a.tile_weights[tile] : float(min(a.classes - tile * a.width, a.width));

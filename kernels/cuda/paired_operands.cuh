@@ -51,16 +51,19 @@ constexpr int kDepthStep = 64;   // the longest of a tile along the depth
 // the step of every tile; from `depth`, where the first ends, up to it there are zeros.
 template <class T>
 struct PairedDepth {
-  GemmOperand<T> first, second;
+  const T *first, *second;
+  int64_t first_stride, second_stride;
   int depth, begin;
+  bool aligned;   // both
 };
 
 template <class X, int kRows, int kThreads, class T>
 __device__ __forceinline__ void copy_operand(uint32_t to, const PairedDepth<T>& o, int row, int rows, int k,
                                              int depth) {
   const bool second = k >= o.begin;
-  const int at = second && !mutant(125) ? k - o.begin : k;
-  copy_operand<X, kRows, kThreads>(to, second ? o.second : o.first, row, rows, at, min(depth, o.depth - at));
+  const int at = second && !mutant(124) ? k - o.begin : k;
+  const GemmOperand<T> one{second ? o.second : o.first, second ? o.second_stride : o.first_stride, o.aligned};
+  copy_operand<X, kRows, kThreads>(to, one, row, rows, at, min(depth, o.depth - at));
 }
 
 }  // namespace pyfast
