@@ -4,35 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import pyfast
+from pyfast.optim_plan import Numbers, Plan, run
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-
-
-@dataclass
-class _Plan:
-    """The argument lists of one `adamw_step_` call, kept while the same parameters have grads."""
-
-    flags: dict[str, bool]  # maximize, decoupled: one value per call
-    groups: list[dict[str, Any]]
-    params: list[Tensor]
-    group_of: list[int]  # index into groups, per parameter
-    moments: dict[str, list[Tensor]]
-    masters: list[Tensor | None] | None
-    steps: Tensor  # float32 [n]; state[p]["step"] is a view into it, so one add advances them all
-
-    def setting(self, key: str, kind: type = float) -> list[Any] | Any:
-        """The setting `key`: one value where all groups agree, else one per parameter."""
-        values = [kind(group[key]) for group in self.groups]
-        if all(value == values[0] for value in values):
-            return values[0]
-        return [values[i] for i in self.group_of]
 
 
 class AdamW(torch.optim.AdamW):
@@ -84,8 +63,9 @@ class AdamW(torch.optim.AdamW):
                 raise ValueError(f"AdamW: {name} must be False; got {value}")
         self.max_norm, self.grad_scale, self.masters = max_norm, grad_scale, masters
         self.grad_norm: Tensor = torch.zeros(())
-        self._plans: list[_Plan] = []
+        self._plans: list[Plan] = []
         self._seen: tuple[list, list] | None = None  # what the plans were built for
+        self._known: tuple | None = None  # numbers that were found to be right
         _expect_settings(
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
             max_norm,
@@ -125,24 +105,35 @@ class AdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            _expect_settings(group, self.max_norm, self.grad_scale)
+        numbers = self._numbers()
         self._refresh_plans()
         if len(self._plans) == 1:
-            self.grad_norm = _run(self._plans[0], self.max_norm, self.grad_scale)
+            self.grad_norm = run(self._plans[0], numbers, self.max_norm, self.grad_scale)
         elif self._plans:
-            self._step_mixed()
+            self._step_mixed(numbers)
         else:
             self.grad_norm = torch.zeros(())
         return loss
 
-    def _step_mixed(self) -> None:
+    def _numbers(self) -> Numbers:
+        """The numbers of every group, refused with one sentence where they are none."""
+        numbers = [(g["lr"], *g["betas"], g["eps"], g["weight_decay"]) for g in self.param_groups]
+        if any(isinstance(group[0], Tensor) for group in numbers):
+            numbers = [(float(lr), *others) for lr, *others in numbers]
+        known = (numbers, self.max_norm, self.grad_scale)
+        if known != self._known:
+            for group in self.param_groups:
+                _expect_settings(group, self.max_norm, self.grad_scale)
+            self._known = known
+        return numbers
+
+    def _step_mixed(self, numbers: Numbers) -> None:
         """Parameters that cannot share a call (flags, devices): one each, one norm over all."""
         grads = [p.grad for plan in self._plans for p in plan.params]
         norm = torch.nn.utils.get_total_norm(grads).float() * abs(self.grad_scale)
         clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (float(norm) + 1e-6))
         for plan in self._plans:
-            _run(plan, None, self.grad_scale * clip)
+            run(plan, numbers, None, self.grad_scale * clip)
         self.grad_norm = norm
 
     def _refresh_plans(self) -> None:
@@ -169,7 +160,7 @@ class AdamW(torch.optim.AdamW):
         self._plans = [self._plan(own, members) for (own, _), members in calls.items()]
         self._seen = seen
 
-    def _plan(self, flags: tuple[bool, ...], members: list[tuple[Tensor, int]]) -> _Plan:
+    def _plan(self, flags: tuple[bool, ...], members: list[tuple[Tensor, int]]) -> Plan:
         amsgrad, maximize, decoupled = flags
         params = [param for param, _ in members]
         states = [self._state_of(param, amsgrad) for param in params]
@@ -178,14 +169,16 @@ class AdamW(torch.optim.AdamW):
             state["step"] = step
         names = _MOMENTS if amsgrad else _MOMENTS[:2]
         masters = [state.get("master") for state in states]
-        return _Plan(
+        has_masters, empty = any(m is not None for m in masters), torch.empty(0)
+        return Plan(
             flags={"maximize": maximize, "decoupled": decoupled},
             groups=self.param_groups,
             params=params,
             group_of=[i for _, i in members],
             moments={name: [state[name] for state in states] for name in names},
-            masters=masters if any(m is not None for m in masters) else None,
+            masters=masters if has_masters else None,
             steps=steps,
+            known_masters=[empty if m is None else m for m in masters] if has_masters else [],
         )
 
     def _state_of(self, param: Tensor, amsgrad: bool) -> dict[str, Tensor]:
@@ -246,7 +239,7 @@ class AdamW(torch.optim.AdamW):
         return state
 
     def _forget_plans(self) -> None:
-        self._plans, self._seen = [], None
+        self._plans, self._seen, self._known = [], None, None
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_norm", "grad_scale", "masters", "grad_norm")
@@ -258,28 +251,6 @@ class AdamW(torch.optim.AdamW):
         for group, decoupled in zip(self.param_groups, kinds, strict=True):
             group["decoupled_weight_decay"] = decoupled  # torch's AdamW forces True
         self._forget_plans()
-
-
-def _run(plan: _Plan, max_norm: float | None, grad_scale: float) -> Tensor:
-    step, *others = steps = (plan.steps + 1).tolist()
-    norm = pyfast.adamw_step_(
-        plan.params,
-        [param.grad for param in plan.params],
-        plan.moments["exp_avg"],
-        plan.moments["exp_avg_sq"],
-        step if others.count(step) == len(others) else steps,
-        lr=plan.setting("lr"),
-        betas=plan.setting("betas", tuple),
-        eps=plan.setting("eps"),
-        weight_decay=plan.setting("weight_decay"),
-        max_exp_avg_sqs=plan.moments.get("max_exp_avg_sq"),
-        masters=plan.masters,
-        max_norm=max_norm,
-        grad_scale=grad_scale,
-        **plan.flags,
-    )
-    plan.steps.add_(1)
-    return norm
 
 
 def _expect_settings(settings: dict[str, Any], max_norm: float | None, grad_scale: float) -> None:

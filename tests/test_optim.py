@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pyfast
+from pyfast import optim_plan
 from pyfast.optim import AdamW
 from tests.optim_steps import assert_same, parameters, take_steps
 
@@ -45,9 +46,9 @@ def test_adamw_groups_keep_their_own_settings():
 
 
 def test_adamw_is_one_call_for_all_groups(monkeypatch):
-    calls, real = [], pyfast.adamw_step_
+    calls, real = [], optim_plan.step_checked
     monkeypatch.setattr(
-        pyfast, "adamw_step_", lambda p, *a, **k: (calls.append(len(p)), real(p, *a, **k))[1]
+        optim_plan, "step_checked", lambda s, *a: (calls.append(len(s[0])), real(s, *a))[1]
     )
     params = parameters()
     optimizer = AdamW([{"params": params[:2], "weight_decay": 0.0}, {"params": params[2:]}])
@@ -206,6 +207,19 @@ def test_adamw_refuses_sparse_gradients_and_complex_parameters():
     assert torch.equal(table.weight, before)
     with pytest.raises(ValueError, match=r"real floating point; got torch.complex64"):
         AdamW([torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
+
+
+def test_adamw_tells_in_words_of_a_gradient_that_does_not_fit_any_more():
+    param = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = AdamW([param])
+    param.grad = torch.ones(3, 2)
+    optimizer.step()
+    before = param.detach().clone()
+    param.grad = torch.ones(3, 2).to_sparse()
+    with pytest.raises(TypeError, match=r"adamw_step_: grads\[0\] must be dense; got"):
+        optimizer.step()
+    assert torch.equal(param, before)
+    assert optimizer.state[param]["step"] == 1
 
 
 def test_adamw_new_group_joins_mid_training():

@@ -61,7 +61,7 @@ def adamw_step_(
     Raises:
         ValueError, TypeError, RuntimeError: an argument does not fit; nothing is written.
     """
-    hyper = _hyper(len(params), step, lr, betas, eps, weight_decay)
+    hyper = hyper_parameters(len(params), step, lr, betas, eps, weight_decay)
     expect(math.isfinite(grad_scale), _OP, "grad_scale", "be a finite number", grad_scale)
     limit = math.inf if max_norm is None else max_norm
     expect(limit > 0, _OP, "max_norm", "be above 0, or None", max_norm)
@@ -78,26 +78,37 @@ def adamw_step_(
         rates = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         state = (params, grads, exp_avgs, exp_avg_sqs)
         return reference.adamw_step_(*state, step, **rates, **settings)
-    norm = _adamw_step(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        max_exp_avg_sqs or [],
-        [torch.empty(0) if master is None else master for master in masters or []],
-        hyper,
-        decoupled,
-        maximize,
-        grad_scale,
-        limit,
-        *(() if found_inf is None else (found_inf,)),
-    )
+    masters = [torch.empty(0) if master is None else master for master in masters or []]
+    state = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or [], masters)
+    return step_checked(state, hyper, decoupled, maximize, grad_scale, limit, found_inf)
+
+
+def step_checked(
+    state: tuple[Sequence[Tensor], ...],
+    hyper: Tensor,
+    decoupled: bool,
+    maximize: bool,
+    grad_scale: float,
+    max_norm: float,
+    found_inf: Tensor | None = None,
+) -> Tensor:
+    """The step itself, for callers whose lists and numbers are known to fit.
+
+    Args:
+        state: params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs (or none), masters (or none; an
+            empty one stands for None).
+        hyper: as `hyper_parameters` gives it. max_norm: infinite: not clipped.
+    """
+    skip = () if found_inf is None else (found_inf,)
+    norm = _adamw_step(*state, hyper, decoupled, maximize, grad_scale, max_norm, *skip)
     if not torch.compiler.is_compiling():  # there the schema tells what was written
-        torch.autograd.graph.increment_version([p for p in params if not p.is_inference()])
+        torch.autograd.graph.increment_version([p for p in state[0] if not p.is_inference()])
     return norm
 
 
-def _hyper(count: int, step: Any, lr: Any, betas: Any, eps: Any, weight_decay: Any) -> Tensor:
+def hyper_parameters(
+    count: int, step: Any, lr: Any, betas: Any, eps: Any, weight_decay: Any
+) -> Tensor:
     """[count, 6] float64: lr, beta1, beta2, eps, weight_decay, step of each parameter."""
     each = len(betas) > 0 and isinstance(betas[0], Sequence)
     for pair in betas if each else [betas]:

@@ -1,9 +1,9 @@
 """Cross entropy of logits and class indices: one read forward, one read and one write backward."""
 
-import contextlib
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast import backend, reference
@@ -32,6 +32,8 @@ def cross_entropy(
 ) -> Tensor:
     """`F.cross_entropy` for class indices: log(sum(exp(input))) - input[target] of each row.
 
+    Beyond the loss and the gradient it takes two numbers a row.
+
     Args:
         input: logits [V], [N, V] or [N, V, d1, ...], float32, bfloat16, float16 or float64; any
             strides (rows whose V logits are side by side in memory are read in place).
@@ -51,6 +53,9 @@ def cross_entropy(
     Raises:
         ValueError, TypeError, RuntimeError: a shape, a value, a dtype or a device does not fit.
     """
+    loss = _by_torch(input, target, weight, ignore_index, reduction, label_smoothing, dtype)
+    if loss is not None:
+        return loss
     check_targets("cross_entropy", input, target, weight, reduction, label_smoothing, dtype)
     target = target if target.dtype == torch.int64 else target.long()
     if backend.uses_reference("cross_entropy", input.device.type, input.dtype):
@@ -63,16 +68,6 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             dtype=dtype,
         )
-    if weight is None and backend.torch_is_quicker("cross_entropy", input, input.numel()):
-        with contextlib.suppress(IndexError):  # a target out of range: the kernel says which
-            return reference.cross_entropy(
-                input,
-                target,
-                ignore_index=ignore_index,
-                reduction=reduction,
-                label_smoothing=label_smoothing,
-                dtype=dtype,
-            )
     logits, flat = input, target
     if input.dim() == 1:
         logits, flat = input.unsqueeze(0), target.unsqueeze(0)  # [1, V], [1]
@@ -83,6 +78,41 @@ def cross_entropy(
     if reduction == "none":
         loss = loss.reshape(target.shape)
     return loss.to(loss_dtype(input, dtype))
+
+
+def _by_torch(
+    input: Any,
+    target: Any,
+    weight: Any,
+    ignore_index: Any,
+    reduction: Any,
+    label_smoothing: Any,
+    dtype: Any,
+) -> Tensor | None:
+    """Little float32 work by torch's own operators; None: not that, or an argument does not fit.
+
+    Class probabilities are not for us, and a wrong target is told of in our words.
+    """
+    try:
+        if (
+            weight is not None
+            or dtype is not None
+            or input.dtype is not torch.float32
+            or input.numel() > backend.little_work("cross_entropy")
+            or target.dtype is not torch.int64
+            or not input.is_cpu
+            or not 0 <= label_smoothing <= 1
+        ):
+            return None
+        return F.cross_entropy(
+            input,
+            target,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def check_targets(

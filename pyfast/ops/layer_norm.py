@@ -5,6 +5,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast import backend, reference
@@ -23,6 +24,8 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """(input - mean) / sqrt(variance + eps) * weight + bias over the last dimensions.
 
+    Beyond its results it takes one or two numbers a row; the backward 64 rows for the sums.
+
     Args:
         input: [..., *normalized_shape], float32, bfloat16, float16 or float64; any strides.
         normalized_shape: the trailing dimensions to normalise over, or one size.
@@ -35,14 +38,15 @@ def layer_norm(
     Raises:
         ValueError, TypeError, RuntimeError: a shape, a dtype or a device does not fit.
     """
+    out = _by_torch(input, normalized_shape, weight, bias, eps, residual)
+    if out is not None:
+        return out
     input, residual = promoted(input, residual)
     shape = parse_norm(
         "layer_norm", input, normalized_shape, eps, residual, weight=weight, bias=bias
     )
     if backend.uses_reference("layer_norm", input.device.type, input.dtype):
         return reference.layer_norm(input, shape, weight, bias, eps, residual=residual)
-    if residual is None and backend.torch_is_quicker("layer_norm", input, input.numel()):
-        return reference.layer_norm(input, shape, weight, bias, eps)
     rows, cols = rows_of(input, shape)
     out, total, _, _ = _layer_norm(
         input.reshape(rows, cols),
@@ -53,6 +57,29 @@ def layer_norm(
     )
     out = out.reshape(input.shape)
     return out if residual is None else (total.reshape(input.shape), out)
+
+
+def _by_torch(
+    input: Any, shape: Any, weight: Any, bias: Any, eps: Any, residual: Any
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """Little float32 work by torch's own operators; None: not that, or an argument does not fit."""
+    try:
+        if (
+            input.dtype is not torch.float32
+            or input.numel() > backend.little_work("layer_norm")
+            or not input.is_cpu
+            or eps < 0
+        ):
+            return None
+        shape = (shape,) if isinstance(shape, int) else shape
+        if residual is None:
+            return F.layer_norm(input, shape, weight, bias, eps)
+        if residual.dtype is not torch.float32 or residual.shape != input.shape:
+            return None
+        total = input + residual
+        return total, F.layer_norm(total, shape, weight, bias, eps)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def parse_norm(

@@ -21,6 +21,8 @@ def linear_glu(
 ) -> Tensor:
     """A gated linear unit; act="silu" is SwiGLU, "gelu" GEGLU, "sigmoid" GLU, "none" bilinear.
 
+    Workspace on the CPU: as of `linear_act`, with both weights as one.
+
     Args:
         x: [..., K], float32, bfloat16, float16 or float64; any strides.
         gate_weight, up_weight: [N, K], the dtype of `x`.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyfast import backend
 
@@ -47,7 +48,7 @@ def differentiable(
     """
     if not backend.has_schemas():
         return _overload(name)
-    op, formula = _overload(name), _once(name, gradients)
+    op, formula = _overload(name), once(name, gradients)
     torch.library.register_autograd(f"pyfast::{name}", formula, setup_context=setup)
 
     def forward(ctx: Any, *args: Any) -> Any:
@@ -64,7 +65,7 @@ def differentiable(
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*args)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return function.apply(*args)
         with _below_autograd():
             return op(*args)
@@ -72,7 +73,7 @@ def differentiable(
     return call
 
 
-def _once(name: str, gradients: Callable[..., Any]) -> Callable[..., Any]:
+def once(name: str, gradients: Callable[..., Any]) -> Callable[..., Any]:
     """`gradients`, whose results refuse to be differentiated again; nothing in, nothing out."""
 
     def formula(ctx: Any, *grads: Any) -> Any:

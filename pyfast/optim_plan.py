@@ -1,0 +1,97 @@
+"""The argument lists of one AdamW step, kept from step to step, and the step they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+import pyfast
+from pyfast import backend
+from pyfast.ops.adamw import hyper_parameters, step_checked
+
+Numbers = list[tuple[float, ...]]  # lr, beta1, beta2, eps, weight_decay of every group
+
+
+@dataclass
+class Plan:
+    """The argument lists of one `adamw_step_` call, kept while the same parameters have grads."""
+
+    flags: dict[str, bool]  # maximize, decoupled: one value per call
+    groups: list[dict[str, Any]]
+    params: list[Tensor]
+    group_of: list[int]  # index into groups, per parameter
+    moments: dict[str, list[Tensor]]
+    masters: list[Tensor | None] | None
+    steps: Tensor  # float32 [n]; state[p]["step"] is a view into it, so one add advances them all
+    known_masters: list[Tensor]  # the same with an empty tensor for None; or none at all
+    numbers: Numbers | None = None  # what `hyper` was made of
+    hyper: Tensor | None = None  # [n, 6], the numbers as `step_checked` takes them
+    next_steps: Tensor | None = None  # its last column
+
+    def prepare(self, numbers: Numbers) -> Tensor:
+        """`hyper` for the step after `steps`; made anew only when the numbers have changed."""
+        if self.hyper is None or numbers != self.numbers:
+            rates = (self.setting("lr"), self.setting("betas", tuple), self.setting("eps"))
+            decay = self.setting("weight_decay")
+            self.hyper = hyper_parameters(len(self.params), 1.0, *rates, decay)
+            self.next_steps, self.numbers = self.hyper[:, 5], numbers
+        self.next_steps.copy_(self.steps)
+        self.next_steps.add_(1)
+        return self.hyper
+
+    def setting(self, key: str, kind: type = float) -> list[Any] | Any:
+        """The setting `key`: one value where all groups agree, else one per parameter."""
+        values = [kind(group[key]) for group in self.groups]
+        if all(value == values[0] for value in values):
+            return values[0]
+        return [values[i] for i in self.group_of]
+
+
+def run(plan: Plan, numbers: Numbers, max_norm: float | None, grad_scale: float) -> Tensor:
+    """One step of a plan; the global gradient norm."""
+    if plan.params[0].is_cpu and not backend.uses_reference("adamw_step_", "cpu"):
+        # The door's checks cost more than the step of a small model. Of what they check only the
+        # gradients can have changed, and the kernel's own guards see those too.
+        grads = [param.grad for param in plan.params]
+        moments = plan.moments
+        state = (plan.params, grads, moments["exp_avg"], moments["exp_avg_sq"])
+        state += (moments.get("max_exp_avg_sq", []), plan.known_masters)
+        try:
+            norm = step_checked(
+                state,
+                plan.prepare(numbers),
+                plan.flags["decoupled"],
+                plan.flags["maximize"],
+                grad_scale,
+                math.inf if max_norm is None else max_norm,
+            )
+        except RuntimeError:
+            return _run_by_door(plan, max_norm, grad_scale)  # says in words what does not fit
+        plan.steps.add_(1)
+        return norm
+    return _run_by_door(plan, max_norm, grad_scale)
+
+
+def _run_by_door(plan: Plan, max_norm: float | None, grad_scale: float) -> Tensor:
+    step, *others = steps = (plan.steps + 1).tolist()
+    norm = pyfast.adamw_step_(
+        plan.params,
+        [param.grad for param in plan.params],
+        plan.moments["exp_avg"],
+        plan.moments["exp_avg_sq"],
+        step if others.count(step) == len(others) else steps,
+        lr=plan.setting("lr"),
+        betas=plan.setting("betas", tuple),
+        eps=plan.setting("eps"),
+        weight_decay=plan.setting("weight_decay"),
+        max_exp_avg_sqs=plan.moments.get("max_exp_avg_sq"),
+        masters=plan.masters,
+        max_norm=max_norm,
+        grad_scale=grad_scale,
+        **plan.flags,
+    )
+    plan.steps.add_(1)
+    return norm
