@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "dispatch.h"
 
 namespace pyfast {
@@ -105,7 +106,7 @@ inline int32_t dtype_code(ScalarType type) {
 }
 
 // An uninitialised contiguous CPU tensor (floating or bytes), by the C interface: torch::stable::empty looks its
-// operator up by name.
+// operator up by name. A large one asks for huge pages.
 inline Tensor empty(const Sizes& sizes, ScalarType type) {
   Sizes strides(sizes.size());
   int64_t stride = 1;
@@ -113,7 +114,10 @@ inline Tensor empty(const Sizes& sizes, ScalarType type) {
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
                                                          dtype_code(type), aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  Tensor made(handle);
+  const size_t bytes = size_t(made.numel()) * made.element_size();
+  if (bytes >= kManyBytes) advise_huge_pages(made.mutable_data_ptr(), bytes);
+  return made;
 }
 
 inline Tensor none_like(const Tensor& t) { return empty({0}, t.scalar_type()); }   // "not computed"

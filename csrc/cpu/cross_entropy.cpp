@@ -1,6 +1,5 @@
 #include "metal/cross_entropy.h"
 
-#include "huge_pages.h"
 #include "targets.h"
 
 namespace pyfast {
@@ -46,7 +45,6 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_loss, const Tensor& logits,
   expect_scalar_type(kOp, "lse", lse, wide);
   const Tensor sums = as_contiguous(lse), in = with_adjacent_columns(logits);
   Tensor dx = empty({rows, cols}, logits.scalar_type());
-  advise_huge_pages(dx.mutable_data_ptr(), size_t(rows * cols * size_of(dtype)));
   const CrossEntropyBackwardArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(), targets.data(),
                                       pointer(targets.weight), ignore_index, label_smoothing,
                                       grad_loss.const_data_ptr(), each ? grad_loss.stride(0) : 0,

@@ -2,7 +2,6 @@
 
 #include <cstring>
 
-#include "huge_pages.h"
 #include "targets.h"
 
 namespace pyfast {
@@ -31,10 +30,7 @@ void fill_zero(Tensor& t) {
 }
 
 Tensor gradient_like(const Tensor& t, const Sizes& sizes, bool needed) {
-  if (!needed) return none_like(t);
-  Tensor g = empty(sizes, t.scalar_type());
-  advise_huge_pages(g.mutable_data_ptr(), size_t(g.numel()) * g.element_size());
-  return g;
+  return needed ? empty(sizes, t.scalar_type()) : none_like(t);
 }
 
 void* data_or_null(Tensor& t, bool needed) { return needed ? t.mutable_data_ptr() : nullptr; }
@@ -95,7 +91,6 @@ Gradients run(const Linear& in, const Targets& targets, double label_smoothing, 
   dispatch_matmul_isa(a.dtype, [&](auto isa) {
     constexpr Isa kIsa = decltype(isa)::value;
     Tensor workspace = empty({linear_cross_entropy_workspace<kIsa>(a)}, ScalarType::Byte);
-    advise_huge_pages(workspace.mutable_data_ptr(), size_t(workspace.numel()));
     a.workspace = workspace.mutable_data_ptr();
     linear_cross_entropy<kIsa>(a);
   });

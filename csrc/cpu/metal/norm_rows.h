@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kRowGrain = 8;   // rows a thread takes at least: below that, waking it costs more
 constexpr int kSums = 4;           // running sums per row: an addition takes 4 cycles, one can start every cycle
-constexpr int kRowsAtOnce = 4;     // backward: column sums are loaded and stored once per so many rows
+constexpr int kRowsAtOnce = 2;     // backward: column sums are loaded and stored once per so many rows; 4 leave L1
 
 // f(lanes, i, k) as sweep() does it, k = 0 .. kSums - 1 in turn.
 template <class A, class F>
@@ -37,6 +37,13 @@ inline const A* widened(const void* affine, bool is_wide, int64_t n, int slot) {
   A* wide = scratch<A>(slot, n);
   sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(wide + i, lanes.load(narrow + i)); });
   return wide;
+}
+
+template <class A>
+inline const A* ones(int64_t n) {
+  A* one = scratch<A>(1, n);
+  for (int64_t i = 0; i < n; ++i) one[i] = 1;
+  return one;
 }
 
 // The row of x + residual (if any) as the accumulator type, and its sum (kCentre) or sum of squares.
@@ -111,7 +118,7 @@ inline RowGradient<A> row_gradient(const NormBackwardArgs& a, int64_t row, const
   const A mean = kCentre ? static_cast<const A*>(a.mean)[row] : 0, rstd = static_cast<const A*>(a.rstd)[row];
   Vec<A> g_sums[kSums] = {}, gx_sums[kSums] = {};
   sweep_sums<A>(n, [&](auto lanes, int64_t i, int k) {
-    const Vec<A> g = weight ? lanes.load(dy + i) * lanes.load(weight + i) : lanes.load(dy + i);
+    const Vec<A> g = lanes.load(dy + i) * lanes.load(weight + i);
     if (kCentre) g_sums[k] += g;
     gx_sums[k] += g * (kCentre ? lanes.load(x + i) - mean : lanes.load(x + i));   // a lane past the row has g = 0
   });
@@ -120,17 +127,17 @@ inline RowGradient<A> row_gradient(const NormBackwardArgs& a, int64_t row, const
 
 // grad_x = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum (no mean(g) in rms_norm);
 // grad_weight += grad_out xhat; grad_bias += grad_out: for rows [first, first + kRows), a column at a time.
-template <bool kCentre, int kRows, class T, class A = acc_t<T>>
+template <bool kCentre, int kRows, bool kSum, class T, class A = acc_t<T>>
 void backward_rows(const NormBackwardArgs& a, int64_t first, const A* weight, A* dweight, A* dbias) {
   const int64_t n = a.cols, at = first * n;
   RowGradient<A> rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = row_gradient<kCentre, T, A>(a, first + r, weight);
   const T *dy = static_cast<const T*>(a.grad_out) + at, *x = static_cast<const T*>(a.x) + at;
-  const T* dsum = static_cast<const T*>(a.grad_sum);
+  const T* dsum = static_cast<const T*>(a.grad_sum) + (kSum ? at : 0);
   T* dx = static_cast<T*>(a.grad_x) + at;
   sweep<A>(n, [&](auto lanes, int64_t i) {
-    const Vec<A> w = weight ? lanes.load(weight + i) : splat(A(1));
-    Vec<A> dw{}, db{};
+    const Vec<A> w = lanes.load(weight + i);
+    Vec<A> dw = lanes.load(dweight + i), db = kCentre ? lanes.load(dbias + i) : Vec<A>{};
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const int64_t j = r * n + i;
@@ -140,10 +147,10 @@ void backward_rows(const NormBackwardArgs& a, int64_t first, const A* weight, A*
       if (kCentre) g -= rows[r].g_mean;
       dw += d * xhat;
       db += d;
-      lanes.store(dx + j, dsum ? g * rows[r].rstd + lanes.load(dsum + at + j) : g * rows[r].rstd);
+      lanes.store(dx + j, kSum ? g * rows[r].rstd + lanes.load(dsum + j) : g * rows[r].rstd);
     }
-    if (dweight) lanes.store(dweight + i, lanes.load(dweight + i) + dw);
-    if (dbias) lanes.store(dbias + i, lanes.load(dbias + i) + db);
+    lanes.store(dweight + i, dw);
+    if (kCentre) lanes.store(dbias + i, db);
   });
 }
 
@@ -175,28 +182,35 @@ void norm(const NormArgs& a) {
 }
 
 // Column sums in two steps: a partial per block of rows, then the partials in order.
+template <bool kCentre, bool kSum, class T, class A = acc_t<T>>
+void backward_blocks(const NormBackwardArgs& a, int64_t begin, int64_t end) {
+  const int64_t blocks = norm_partials(a.rows), n = a.cols;
+  const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
+  const A* weight = widened<T>(a.weight, is_wide, n, 0);
+  if (!weight) weight = ones<A>(n);
+  for (int64_t block = begin; block < end; ++block) {
+    // Without gradients of weight and bias the sums go to memory that nobody reads: a branch a vector costs more.
+    A* own = a.partial ? static_cast<A*>(a.partial) + block * 2 * n : scratch<A>(2, 2 * n);
+    __builtin_memset(own, 0, size_t(2 * n) * sizeof(A));
+    const int64_t last = (block + 1) * a.rows / blocks;
+    int64_t row = block * a.rows / blocks;
+    for (; row + kRowsAtOnce <= last; row += kRowsAtOnce)
+      backward_rows<kCentre, kRowsAtOnce, kSum, T>(a, row, weight, own, own + n);
+    for (; row < last; ++row) backward_rows<kCentre, 1, kSum, T>(a, row, weight, own, own + n);
+  }
+}
+
 template <bool kCentre>
 void norm_backward(const NormBackwardArgs& a) {
   dispatch_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = acc_t<T>;
     const int64_t blocks = norm_partials(a.rows), n = a.cols;
-    const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
-    A* partial = static_cast<A*>(a.partial);
+    const A* partial = static_cast<const A*>(a.partial);
     parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
-      const A* weight = widened<T>(a.weight, is_wide, n, 0);
-      for (int64_t block = begin; block < end; ++block) {
-        A* own = partial ? partial + block * 2 * n : nullptr;
-        if (own) __builtin_memset(own, 0, size_t(2 * n) * sizeof(A));
-        A *dweight = a.grad_weight ? own : nullptr, *dbias = a.grad_bias ? own + n : nullptr;
-        const int64_t last = (block + 1) * a.rows / blocks;
-        int64_t row = block * a.rows / blocks;
-        for (; row + kRowsAtOnce <= last; row += kRowsAtOnce)
-          backward_rows<kCentre, kRowsAtOnce, T>(a, row, weight, dweight, dbias);
-        for (; row < last; ++row) backward_rows<kCentre, 1, T>(a, row, weight, dweight, dbias);
-      }
+      a.grad_sum ? backward_blocks<kCentre, true, T>(a, begin, end) : backward_blocks<kCentre, false, T>(a, begin, end);
     });
-    const auto add = is_wide ? add_partials<A> : add_partials<T>;
+    const auto add = size_of(a.affine_dtype) == sizeof(A) ? add_partials<A> : add_partials<T>;
     if (a.grad_weight) add(a.grad_weight, partial, blocks, n);
     if (a.grad_bias) add(a.grad_bias, partial + n, blocks, n);
   });

@@ -151,22 +151,30 @@ inline __attribute__((always_inline)) void sweep(int64_t n, const F& f) {
 }
 
 // ---- across lanes: pairwise, so that the order is the same everywhere -----------------------------
+template <class V> inline V max_of(V a, V b) { return a > b ? a : b; }
+template <class V> inline V min_of(V a, V b) { return a < b ? a : b; }
+
+// Lane i + half in the place of lane i; what is in the others does not matter.
+template <class V>
+inline V upper_half(V v, int half) {
+  using Index = __typeof__(v < v);
+  Index from;
+#pragma GCC unroll 16
+  for (int i = 0; i < int(sizeof(v) / sizeof(v[0])); ++i) from[i] = i ^ half;
+  return __builtin_shuffle(v, from);
+}
 template <class V>
 inline auto sum_lanes(V v) {
-  constexpr int n = sizeof(v) / sizeof(v[0]);
-  for (int half = n / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+#pragma GCC unroll 4
+  for (int half = sizeof(v) / sizeof(v[0]) / 2; half; half /= 2) v += upper_half(v, half);
   return v[0];
 }
 template <class V>
 inline auto max_lanes(V v) {
-  constexpr int n = sizeof(v) / sizeof(v[0]);
-  for (int half = n / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+#pragma GCC unroll 4
+  for (int half = sizeof(v) / sizeof(v[0]) / 2; half; half /= 2) v = max_of(v, upper_half(v, half));
   return v[0];
 }
-template <class V> inline V max_of(V a, V b) { return a > b ? a : b; }
-template <class V> inline V min_of(V a, V b) { return a < b ? a : b; }
 
 // One element, for tails that touch single values.
 inline float load_one(const float* p) { return *p; }
