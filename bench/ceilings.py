@@ -20,7 +20,7 @@ from pyfast import build
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 FLAGS = ("-O2", "-shared", "-fPIC", "-std=c++20")
-PEAKS = ("fma_avx2", "fma_avx512", "amx_bf16")  # functions of peak.cpp
+PEAKS = ("fma_avx2", "fma_avx512", "avx512_bf16", "amx_bf16")  # functions of peak.cpp
 COPY, MATMUL = "copy", "matmul"
 _COPY_BYTES = 2**28  # far past the last cache
 _MATMUL_SIZE = 2048
@@ -166,9 +166,10 @@ def binding(moved: int, flops: int, dtype: str, ceiling: dict) -> tuple[str, flo
 
 
 def peak_rate(ceiling: dict, dtype: str) -> tuple[str, float] | None:
-    """The quickest peak loop that serves `dtype` and its GFLOP/s: AMX multiplies bfloat16 only."""
+    """The quickest peak loop that serves `dtype`, and its GFLOP/s."""
     rates = ceiling["peak_gflops"]
-    found = {n: r for n, r in rates.items() if r and (n != "amx_bf16" or dtype == "bfloat16")}
+    narrow = dtype == "bfloat16"  # what the loops named after it multiply
+    found = {n: r for n, r in rates.items() if r and (narrow or not n.endswith("bf16"))}
     if not found:
         return None
     name = max(found, key=lambda n: found[n])

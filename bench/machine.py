@@ -22,13 +22,16 @@ ISA_SETTINGS = {
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     }
 }
+# What `taskset` does for a process, OpenMP does for each of its threads: a core of its own.
+PINNED = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 THP_SETTING = "THP_MEM_ALLOC_ENABLE"  # torch then asks for huge pages in large allocations
 _TOLD = ("PYFAST_", "OMP_", "MKL_", "ONEDNN_", "ATEN_", "KMP_", "THP_", "MALLOC_", "LD_PRELOAD")
 
 
-def wanted_environment(isa: str | None, thp: str | None) -> dict[str, str]:
-    """The environment variables that the options --isa and --thp stand for."""
+def wanted_environment(isa: str | None, thp: str | None, pinned: bool = False) -> dict[str, str]:
+    """The environment variables that the options --isa, --thp and --pinned stand for."""
     wanted = dict(ISA_SETTINGS[isa]) if isa else {}
+    wanted |= PINNED if pinned else {}
     return wanted | ({THP_SETTING: "1" if thp == "on" else "0"} if thp else {})
 
 

@@ -1,12 +1,14 @@
 """Time every operation against plain torch on the cases of bench/cases.py, all in one run.
 
     python -m bench.ops [OP ...] [--quick] [--device cuda] [--dtypes float32 bfloat16]
-                        [--threads 1 2] [--isa avx2] [--thp on|off] [--no-compile] [--json FILE]
+                        [--threads 1 2] [--isa avx2] [--thp on|off] [--pinned] [--no-compile]
+                        [--json FILE]
 
 Contestants (bench/contestants.py) take turns; times are medians. A ratio is the quickest torch
 contestant's time over one's own, paired round by round, with its quartiles: above 1 is quicker.
-`forward+backward` is a training step's share: both, with fresh gradients each time. Rows where we
-lose are printed like the others. Memory is the extra of one call (bench/memory.py); the error is
+`forward+backward` is a training step's share: both, with fresh gradients each time. Ours is what a
+user gets: where `auto` leaves little work to torch, the row shows what the detour costs. Rows where
+we lose are printed like the others. Memory is the extra of one call (bench/memory.py); the error is
 that of outputs and gradients against float64. The last line of stdout is one JSON object, a row
 per contestant.
 """
@@ -248,6 +250,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--compile", action=argparse.BooleanOptionalAction, help="take torch.compile as well"
     )
     parser.add_argument("--isa", choices=list(machine.ISA_SETTINGS), help="hold everyone to it")
+    parser.add_argument("--pinned", action="store_true", help="every thread on a core of its own")
     parser.add_argument("--thp", choices=["on", "off"], help="huge pages in torch's allocator")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object here too")
     options = parser.parse_args(arguments)
@@ -267,7 +270,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    machine.restart_with(machine.wanted_environment(options.isa, options.thp))
+    machine.restart_with(machine.wanted_environment(options.isa, options.thp, options.pinned))
     if options.compile:
         import torch._inductor.config
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bench import timing, train, trainers
+from bench import machine, timing, train, trainers
 from pyfast.models import GPTConfig
 
 TINY = "--steps 6 --batch-size 2 --context-length 16 --vocab-size 300"
@@ -102,3 +102,10 @@ def test_peak_of_a_step_holds_the_weights_and_their_gradients() -> None:
         pytest.skip("needs /proc/self/clear_refs")
     weights = 4 * 2.6e6
     assert 3.5 * weights < peak < 8 * weights  # weights, gradients, two moments; some activations
+
+
+def test_options_become_settings_of_a_new_process() -> None:
+    assert machine.wanted_environment(None, None) == {}
+    assert machine.wanted_environment(None, "on") == {"THP_MEM_ALLOC_ENABLE": "1"}
+    assert machine.wanted_environment(None, None, pinned=True) == machine.PINNED
+    assert machine.wanted_environment("avx2", None)["PYFAST_CPU_ISA"] == "avx2"

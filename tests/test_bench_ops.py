@@ -17,7 +17,12 @@ CEILING = {
     "threads": 2,
     "copy_gb_per_s": 10.0,
     "matmul_gflops": {"float32": 100.0, "bfloat16": 400.0},
-    "peak_gflops": {"fma_avx2": 64.0, "fma_avx512": 128.0, "amx_bf16": 1000.0},
+    "peak_gflops": {
+        "fma_avx2": 64.0,
+        "fma_avx512": 128.0,
+        "avx512_bf16": 256.0,
+        "amx_bf16": 1000.0,
+    },
     "skipped": {},
 }
 SCHEMA = {"op", "case", "direction", "dtype", "shape", "backend", "threads", "ms", "rel_err"}
@@ -70,7 +75,10 @@ def test_rows_tell_which_ceiling_binds_and_how_near_it_is() -> None:
     assert by_matmul["pct_of_peak"] == pytest.approx(100 * 75 / 128, rel=1e-3)
 
 
-def test_only_bfloat16_is_held_against_amx() -> None:
+def test_only_bfloat16_is_held_against_what_multiplies_it() -> None:
+    without = CEILING["peak_gflops"] | {"amx_bf16": None}
+    narrow = ceilings.peak_rate(CEILING | {"peak_gflops": without}, "bfloat16")
+    assert narrow == ("avx512_bf16", 256.0)
     assert ceilings.peak_rate(CEILING, "bfloat16") == ("amx_bf16", 1000.0)
     assert ceilings.peak_rate(CEILING, "float16") == ("fma_avx512", 128.0)
     assert ceilings.peak_rate(CEILING | {"peak_gflops": {"amx_bf16": None}}, "bfloat16") is None
