@@ -253,5 +253,10 @@ class SwiGLU(torch.nn.Module):
 
 def _plain(layer: torch.nn.Module) -> bool:
     """Whether its weights are all there is to `layer`: no LoRA wrapper or hook to bypass."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    return type(layer) is Linear and layer.act == "none" and not hooked
+    return type(layer) is Linear and layer.act == "none" and not is_hooked(layer)
+
+
+def is_hooked(layer: torch.nn.Module) -> bool:
+    """Whether a call of `layer` does more than its forward."""
+    forward, backward = layer._forward_hooks, layer._backward_hooks
+    return any((forward, layer._forward_pre_hooks, backward, layer._backward_pre_hooks))

@@ -12,6 +12,7 @@ from pyfast import nn
 from pyfast.models.cache import KVCache, causal_attention
 from pyfast.models.causal_lm import CausalLM, embed
 from pyfast.models.config import GPTConfig
+from pyfast.recompute import norm_linear, norm_mlp
 
 
 class GPTAttention(torch.nn.Module):
@@ -22,8 +23,11 @@ class GPTAttention(torch.nn.Module):
         self.c_proj = nn.Conv1D(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        batch, time, _ = x.shape
-        qkv = self.c_attn(x).view(batch, time, 3, self.heads, self.head_dim)  # [B, T, 3, H, D]
+        return self.mix(self.c_attn(x), cache, layer)
+
+    def mix(self, qkv: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        """What follows c_attn: [B, T, 3C] -> [B, T, C]."""
+        qkv = qkv.unflatten(-1, (3, self.heads, self.head_dim))  # [B, T, 3, H, D]
         query, key, value = qkv.transpose(1, 3).unbind(2)  # each [B, H, T, D]
         return self.c_proj(causal_attention(query, key, value, cache, layer))
 
@@ -53,12 +57,19 @@ class GPTBlock(torch.nn.Module):
         self, stream: Tensor, branch: Tensor | None, cache: KVCache | None, layer: int
     ) -> tuple[Tensor, Tensor]:
         """The residual stream and the branch not yet added to it, both [B, T, C]; the same out."""
-        if branch is None:
-            normed = self.ln_1(stream)
-        else:
-            stream, normed = self.ln_1(branch, residual=stream)
-        stream, normed = self.ln_2(self.attn(normed, cache, layer), residual=stream)
-        return stream, self.mlp(normed)
+        x, residual = (stream, None) if branch is None else (branch, stream)
+        if not (_plain(self.attn, GPTAttention) and _plain(self.mlp, GPTMLP)):
+            stream, normed = (x, self.ln_1(x)) if branch is None else self.ln_1(x, residual)
+            stream, normed = self.ln_2(self.attn(normed, cache, layer), residual=stream)
+            return stream, self.mlp(normed)
+        stream, qkv = norm_linear(self.ln_1, self.attn.c_attn, x, residual)
+        mixed = self.attn.mix(qkv, cache, layer)
+        return norm_mlp(self.ln_2, self.mlp.c_fc, self.mlp.c_proj, mixed, stream)
+
+
+def _plain(layer: torch.nn.Module, kind: type) -> bool:
+    """Whether its parts may be called in the place of `layer`: nothing wraps it."""
+    return type(layer) is kind and not nn.is_hooked(layer)
 
 
 class GPTBody(torch.nn.Module):
