@@ -257,7 +257,7 @@ LITTLE = {
 
 
 @pytest.mark.little_work
-@pytest.mark.parametrize("op", backend.LITTLE_WORK)
+@pytest.mark.parametrize("op", LITTLE)
 def test_little_work_is_left_to_torch_unless_kernels_are_asked_for(op: str) -> None:
     ours = f"{op}Backward"
 
@@ -273,6 +273,26 @@ def test_little_work_is_left_to_torch_unless_kernels_are_asked_for(op: str) -> N
     with pyfast.deterministic(True):
         assert formula() == ours
     assert backend.choose(op, "cpu", torch.bfloat16).little == -1
+
+
+@pytest.mark.little_work
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_little_norms_without_gradients_are_torchs(op: str, dtype: torch.dtype) -> None:
+    function, torchs = getattr(pyfast, op), getattr(torch.nn.functional, op)
+    x, r, weight = (
+        torch.randn(3, 5).to(dtype),
+        torch.randn(3, 5).to(dtype),
+        torch.randn(5).to(dtype),
+    )
+    with torch.no_grad():
+        assert torch.equal(function(x, (5,), weight), torchs(x, (5,), weight))
+        total, out = function(x, 5, weight, residual=r)
+        assert torch.equal(total, x + r) and torch.equal(out, torchs(x + r, (5,), weight))
+        with pytest.raises(ValueError, match=f"{op}: weight must be"):
+            function(x, (5,), weight[:4])
+        with pytest.raises(ValueError, match=f"{op}: eps must be at least 0"):
+            function(x, (5,), weight, eps=-1.0)
 
 
 @pytest.mark.little_work

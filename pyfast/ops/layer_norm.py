@@ -62,24 +62,32 @@ def layer_norm(
 def _by_torch(
     input: Any, shape: Any, weight: Any, bias: Any, eps: Any, residual: Any
 ) -> Tensor | tuple[Tensor, Tensor] | None:
-    """Little float32 work by torch's own operators; None: not that, or an argument does not fit."""
+    """Little work by torch's own operators; None: not that, or an argument does not fit.
+
+    In 16 bits only where no gradient is wanted: torch's are far from exact.
+    """
     try:
         if (
-            input.dtype is not torch.float32
-            or input.numel() > backend.little_work("layer_norm")
-            or not input.is_cpu
+            not is_little_norm("layer_norm", input)
+            or (input.dtype is not torch.float32 and torch.is_grad_enabled())
             or eps < 0
         ):
             return None
         shape = (shape,) if isinstance(shape, int) else shape
         if residual is None:
             return F.layer_norm(input, shape, weight, bias, eps)
-        if residual.dtype is not torch.float32 or residual.shape != input.shape:
+        if residual.dtype is not input.dtype or residual.shape != input.shape:
             return None
         total = input + residual
         return total, F.layer_norm(total, shape, weight, bias, eps)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None
+
+
+def is_little_norm(op: str, input: Tensor) -> bool:
+    """Whether torch is quicker on so few elements; AttributeError for what is no tensor."""
+    little = input.numel() <= backend.little_work(op) and input.is_cpu
+    return little and input.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def parse_norm(

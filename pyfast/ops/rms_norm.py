@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast import backend, reference
-from pyfast.ops.layer_norm import parse_norm, promoted, rows_of
+from pyfast.ops.layer_norm import is_little_norm, parse_norm, promoted, rows_of
 from pyfast.ops.register import below_autograd, differentiable, register_fake
 
 
@@ -35,6 +36,9 @@ def rms_norm(
     Raises:
         ValueError, TypeError, RuntimeError: a shape, a dtype or a device does not fit.
     """
+    out = _by_torch(input, normalized_shape, weight, eps, residual)
+    if out is not None:
+        return out
     input, residual = promoted(input, residual)
     shape = parse_norm(
         "rms_norm", input, normalized_shape, 0.0 if eps is None else eps, residual, weight=weight
@@ -50,6 +54,26 @@ def rms_norm(
     )
     out = out.reshape(input.shape)
     return out if residual is None else (total.reshape(input.shape), out)
+
+
+def _by_torch(
+    input: Any, shape: Any, weight: Any, eps: Any, residual: Any
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """Little work without gradients by torch; None: not that, or an argument does not fit."""
+    try:
+        if torch.is_grad_enabled() or not is_little_norm("rms_norm", input):
+            return None
+        if (eps is not None and eps < 0) or (weight is not None and weight.dtype != input.dtype):
+            return None
+        shape = (shape,) if isinstance(shape, int) else shape
+        if residual is None:
+            return F.rms_norm(input, shape, weight, eps)
+        if residual.dtype is not input.dtype or residual.shape != input.shape:
+            return None
+        total = input + residual
+        return total, F.rms_norm(total, shape, weight, eps)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -65,12 +65,12 @@ struct QueryBuffers {
     const AttentionArgs& a = g.forward;
     pack_heads<Core, false, false>(a.dtype, q, a.q, t.batch, t.head, t.query, t.queries, a.size);
     pack_heads<Core, false, false>(a.dtype, dout, g.grad_out, t.batch, t.head, t.query, t.queries, a.value_size);
+    load_statistics(g, t);
     if (across) {
       pack_heads<Core, false, true>(a.dtype, q_across, a.q, t.batch, t.head, t.query, t.queries, a.size);
       pack_heads<Core, false, true>(a.dtype, dout_across, g.grad_out, t.batch, t.head, t.query, t.queries,
                                     a.value_size);
     }
-    load_statistics(g, t);
   }
 
  private:
@@ -78,12 +78,35 @@ struct QueryBuffers {
   void load_statistics(const AttentionBackwardArgs& g, const Tile& t) const {
     const AttentionArgs& a = g.forward;
     const A* from = static_cast<const A*>(a.lse) + (t.batch * a.heads + t.head) * a.queries + t.query;
+    for (int64_t i = 0; i < kBlockQueries<Core>; ++i) {
+      lse[i] = i < t.queries ? from[i] * A(kLog2e) : A(__builtin_inf());
+      delta[i] = 0;
+    }
+    if constexpr (Core::kDepth == 1) load_delta(a, t);
+    else load_delta_by_rows(g, t);
+  }
+
+  // In the order in which the products of FmaCore add up dP: a query that sees one key has dP - delta of exactly 0.
+  // The outputs are packed where later dout_across will be.
+  void load_delta(const AttentionArgs& a, const Tile& t) const {
+    constexpr int64_t C = Core::kCols, n = kLanes<A>;
+    const Heads<const void> out{a.out.data, a.out.batch, a.out.head, a.out.time};
+    pack_heads<Core, false, false>(a.dtype, dout_across, out, t.batch, t.head, t.query, t.queries, a.value_size);
+    for (int64_t first = 0; first < t.queries; first += C)
+      for (int64_t i = 0; i < C; i += n) {
+        const int64_t panel = first * a.value_size + i;
+        Vec<A> sum{};
+        for (int64_t j = 0; j < a.value_size; ++j)
+          sum += load(dout + panel + j * C) * load(dout_across + panel + j * C);
+        store(delta + first + i, sum);
+      }
+  }
+
+  void load_delta_by_rows(const AttentionBackwardArgs& g, const Tile& t) const {
+    const AttentionArgs& a = g.forward;
     dispatch_storage<Core>(a.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      for (int64_t i = 0; i < kBlockQueries<Core>; ++i) {
-        lse[i] = i < t.queries ? from[i] * A(kLog2e) : A(__builtin_inf());
-        delta[i] = 0;
-        if (i >= t.queries) continue;
+      for (int64_t i = 0; i < t.queries; ++i) {
         const T* out = at<const T>(a.out, t.batch, t.head, t.query + i);
         const T* dy = at<const T>(g.grad_out, t.batch, t.head, t.query + i);
         Vec<A> sum{};
