@@ -34,11 +34,11 @@ CASES = [
     cross_entropy(256, 30000),
     linear_cross_entropy(1024, 128, 40000),
     attention(1, 4, 2048, 64, causal=True),
-    attention(1, 8, 1, 64, tk=4096),
+    attention(1, 8, 1, 64, tk=8192),
     norm("layer_norm", 4096, 1024, residual=True),
     norm("rms_norm", 4096, 1024),
-    rope(1, 16, 1024, 64),
-    adamw(((2000, 1000), (1000,)), max_norm=1.0),
+    rope(1, 16, 2048, 128),
+    adamw(((4000, 1000), (1000,)), max_norm=1.0),
 ]
 TINY = [
     linear_act(5, 3, 4, "gelu_tanh"),
