@@ -30,7 +30,7 @@ FLOORS = (
     {"backend"},
     {"ops"},
     {"pyfast", "testing", "tolerance"},
-    {"nn", "optim"},
+    {"nn", "optim", "optim_plan", "recompute"},
     {"models"},
     {"train"},
     {"doctor", "options", "verbs", "cli", "__main__"},

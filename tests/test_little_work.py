@@ -1,0 +1,69 @@
+"""What `auto` leaves to torch's own operators: little work, in torch's words and our errors."""
+
+import pytest
+import torch
+
+import pyfast
+from pyfast import backend
+
+pytestmark = pytest.mark.skipif(backend.extension() is None, reason="pyfast._C is not built")
+
+TORCHS = (
+    "MmBackward0",
+    "NativeLayerNormBackward0",
+    "ScaledDotProductFlashAttentionForCpuBackward0",
+    "NllLossBackward0",
+)
+LITTLE = {
+    "linear_act": lambda: pyfast.linear_act(torch.ones(2, 3, requires_grad=True), torch.ones(4, 3)),
+    "layer_norm": lambda: pyfast.layer_norm(torch.ones(2, 3, requires_grad=True), (3,)),
+    "attention": lambda: pyfast.attention(*[torch.ones(1, 1, 4, 8, requires_grad=True)] * 3),
+    "cross_entropy": lambda: pyfast.cross_entropy(
+        torch.ones(2, 3, requires_grad=True), torch.tensor([0, 2])
+    ),
+}
+
+
+@pytest.mark.little_work
+@pytest.mark.parametrize("op", LITTLE)
+def test_little_work_is_left_to_torch_unless_kernels_are_asked_for(op: str) -> None:
+    ours = f"{op}Backward"
+
+    def formula() -> str:
+        node = LITTLE[op]().grad_fn
+        while node.name() not in (ours, *TORCHS) and node.next_functions:
+            node = node.next_functions[0][0]
+        return node.name()
+
+    assert formula() in TORCHS
+    with pyfast.using("cpp"):
+        assert formula() == ours
+    with pyfast.deterministic(True):
+        assert formula() == ours
+    assert backend.choose(op, "cpu", torch.bfloat16).little == -1
+
+
+@pytest.mark.little_work
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_little_norms_without_gradients_are_torchs(op: str, dtype: torch.dtype) -> None:
+    function, torchs = getattr(pyfast, op), getattr(torch.nn.functional, op)
+    x, r, weight = (
+        torch.randn(3, 5).to(dtype),
+        torch.randn(3, 5).to(dtype),
+        torch.randn(5).to(dtype),
+    )
+    with torch.no_grad():
+        assert torch.equal(function(x, (5,), weight), torchs(x, (5,), weight))
+        total, out = function(x, 5, weight, residual=r)
+        assert torch.equal(total, x + r) and torch.equal(out, torchs(x + r, (5,), weight))
+        with pytest.raises(ValueError, match=f"{op}: weight must be"):
+            function(x, (5,), weight[:4])
+        with pytest.raises(ValueError, match=f"{op}: eps must be at least 0"):
+            function(x, (5,), weight, eps=-1.0)
+
+
+@pytest.mark.little_work
+def test_little_work_answers_a_bad_target_in_our_words() -> None:
+    with pytest.raises((ValueError, RuntimeError), match="cross_entropy: target"):
+        pyfast.cross_entropy(torch.ones(2, 3), torch.tensor([0, 3]))
