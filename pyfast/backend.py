@@ -8,8 +8,9 @@ turns a fallback into an error; `PYFAST_JIT=0` declines compiling; `PYFAST_EXTEN
 another build; `pyfast doctor` prints the outcome.
 
 The switch is torch's dispatcher: the extension fills its CPU and CUDA keys, and what is registered
-on top of it covers it until it is destroyed: pyfast/triton_rooms.py under the CUDA key, and under
-the CPU key "triton" or "cuda" while asked for by name. Nothing is looked up per call.
+on top of it covers it until it is destroyed: pyfast/triton_rooms.py under the CUDA key, or
+pyfast/choosers.py where `auto` measures, and under the CPU key "triton" or "cuda" while asked for
+by name. Nothing else is looked up per call.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pyfast import cuda_rooms, extension_module, triton_rooms
+from pyfast import choosers, cuda_rooms, extension_module, triton_rooms, tuning
 
 BACKENDS = ("auto", "cpp", "cuda", "triton", "torch")
 REQUIRABLE = ("", "cpp", "cuda", "triton")
@@ -90,9 +91,17 @@ def choose(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choic
     return choice
 
 
-def uses_reference(op: str, device_type: str, dtype: torch.dtype | None = None) -> bool:
-    """Whether the door of `op` must take the plain-torch reference for this device and dtype."""
-    return choose(op, device_type, dtype).backend == "torch"
+def uses_reference(
+    op: str, device_type: str, dtype: torch.dtype | None = None, work: int = 0
+) -> bool:
+    """Whether the door of `op` must take the plain-torch reference for this device and dtype, or
+    shall, since torch was measured to be quicker with so much work on the GPU.
+    """
+    if choose(op, device_type, dtype).backend == "torch":
+        return True
+    if not work or device_type != "cuda" or torch.compiler.is_compiling() or not measures():
+        return False
+    return measured.of_a_whole(op, dtype, work) == "torch"
 
 
 def little_work(op: str) -> int:
@@ -108,8 +117,8 @@ def little_work(op: str) -> int:
 
 
 def _little(op: str, dtype: torch.dtype | None) -> int:
-    measured = _forced == "auto" and not _deterministic and not os.environ.get("PYFAST_REQUIRE")
-    return LITTLE_WORK.get(op, -1) if measured and dtype == torch.float32 else -1
+    free = _forced == "auto" and not _deterministic and not os.environ.get("PYFAST_REQUIRE")
+    return LITTLE_WORK.get(op, -1) if free and dtype == torch.float32 else -1
 
 
 def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choice:
@@ -131,9 +140,11 @@ def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choi
     else:
         why = cuda_rooms.blocker(op, dtype, _cuda, _archs)
         if why is None and not _asks_for_triton():
-            return Choice("cuda", f"compiled for {', '.join(f'sm_{a}' for a in _archs)}")
+            built = f"compiled for {', '.join(f'sm_{a}' for a in _archs)}"
+            or_else = "; Triton's or torch's where measured to be quicker" * measures()
+            return Choice("cuda", built + or_else)
         if "cuda" not in (_forced, required):
-            why = _no_schemas or triton_rooms.blocker(op, dtype) or _too_old()
+            why = _no_schemas or triton_rooms.blocker(op, dtype) or cuda_rooms.too_old()
             if why is None:
                 return Choice("triton", triton_rooms.version())
     if _forced in ("cpp", "cuda") or required:
@@ -144,22 +155,13 @@ def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choi
     return Choice("torch", why)
 
 
-def _too_old() -> str | None:
-    """Why Triton cannot compile for a GPU of this machine, for people."""
-    old = [c for c in cuda_rooms.capabilities() if c < triton_rooms.OLDEST]
-    if not old:
-        return None
-    found, wanted = (".".join(map(str, c)) for c in (min(old), triton_rooms.OLDEST))
-    return f"a GPU here has compute capability {found}; Triton and the CUDA kernels need {wanted}"
-
-
 def _tell(op: str, device_type: str, dtype: torch.dtype | None, choice: Choice) -> None:
     """A line in the log for every choice; one warning where a device has no kernels at all."""
     if not torch.compiler.is_compiling():
         _log.debug("%s, %s, %s: %s (%s)", op, device_type, dtype, choice.backend, choice.why)
     if choice.backend != "torch" or _forced == "torch" or device_type in _warned:
         return
-    if device_type == "cpu" or triton_rooms.blocker(op) or _too_old():
+    if device_type == "cpu" or triton_rooms.blocker(op) or cuda_rooms.too_old():
         _warned.add(device_type)
         message = f"pyfast: {device_type} tensors take the plain-torch reference: {choice.why}"
         warnings.warn(message, stacklevel=5)
@@ -186,12 +188,21 @@ def _asks_for_triton() -> bool:
     return "triton" in (_forced, os.environ.get("PYFAST_REQUIRE"))
 
 
+def measures() -> bool:
+    """Whether `auto` times the kernels of a GPU and takes the quickest; PYFAST_TUNE=0 declines."""
+    free = _forced == "auto" and not _deterministic and not os.environ.get("PYFAST_REQUIRE")
+    return free and os.environ.get("PYFAST_TUNE") != "0" and torch.cuda.is_available()
+
+
 def _select(backend: str) -> None:
     global _forced
     _forced = backend
     _choices.clear()
-    triton = _asks_for_triton()
-    _register("CUDA", "triton", tuple(op for op in OPS if triton or op not in _cuda))
+    if _cuda and measures():
+        _register("CUDA", "measured", OPS)
+    else:
+        covered = () if _asks_for_triton() else _cuda
+        _register("CUDA", "triton", tuple(op for op in OPS if op not in covered))
     _register("CPU", backend, OPS if backend in ("cuda", "triton") else ())
 
 
@@ -202,8 +213,12 @@ def _register(key: str, backend: str, ops: tuple[str, ...]) -> None:
         library._destroy()  # what it covered shows again
         library = None
     if library is None and ops and has_schemas():
-        cuda = backend == "cuda"
-        library = cuda_rooms.register_for_cpu(_cuda) if cuda else triton_rooms.register(ops, key)
+        if backend == "cuda":
+            library = cuda_rooms.register_for_cpu(_cuda)
+        elif backend == "measured":
+            library = choosers.for_gpus(key, ops, _cuda, measured)
+        else:
+            library = triton_rooms.register(ops, key)
     if library is not None:
         _rooms[key] = library, (backend, ops)
 
@@ -221,7 +236,7 @@ class deterministic:
         if not isinstance(mode, bool):
             raise TypeError(f"deterministic: mode must be a bool; got {mode!r}")
         self.before, _deterministic = _deterministic, mode
-        _choices.clear()
+        _select(_forced)
 
     def __enter__(self) -> None:
         pass
@@ -229,7 +244,7 @@ class deterministic:
     def __exit__(self, *_: object) -> None:
         global _deterministic
         _deterministic = self.before
-        _choices.clear()
+        _select(_forced)
 
 
 def is_deterministic() -> bool:
@@ -253,7 +268,7 @@ def describe() -> list[tuple[str, str, Choice]]:
 
 
 def _describe(op: str, device_type: str) -> Choice:
-    """The choice, without warning or remembering: the first real use still warns."""
+    """The choice, without warning or remembering it."""
     try:
         choice = _decide(op, device_type)
         if choice.backend != "triton" or not (why := triton_rooms.no_driver(device_type)):
@@ -276,19 +291,7 @@ def _find_schemas() -> tuple[torch.library.Library | None, str | None]:
 _schemas, _no_schemas = _find_schemas()
 _archs = tuple(getattr(_extension, "cuda_archs", ()))
 _cuda = cuda_rooms.present(_extension, OPS)  # the operations with CUDA C++ kernels
-# What covers the extension's rooms, by dispatch key: (library, (backend, operations)).
+# Over the extension's rooms, by dispatch key: (library, (backend, operations)).
+measured = tuning.Winners(archs=_archs)  # which kernels were the quickest on GPUs
 _rooms: dict[str, tuple[torch.library.Library, tuple[str, tuple[str, ...]]]] = {}
 _select(_forced)
-
-__all__ = [
-    "Choice",
-    "choose",
-    "describe",
-    "deterministic",
-    "extension",
-    "is_deterministic",
-    "little_work",
-    "select_isa",
-    "uses_reference",
-    "using",
-]

@@ -18,6 +18,7 @@ USAGE = """usage: pyfast VERB [options]
   finetune   teach a trained model to classify: pyfast finetune RUN --data FILE.csv
   evaluate   measure a run on data it has not learnt from
   generate   continue a prompt
+  tune       measure which kernels are the quickest on this GPU
   doctor     say what is installed, and which backend runs each operation
 
 pyfast VERB --help lists the options of a verb; pyfast --version prints the version.
@@ -152,6 +153,12 @@ def _generate(arguments: list[str]) -> None:
     verbs.generate(settings.pop("source"), settings.pop("prompt"), **settings)
 
 
+def _tune(arguments: list[str]) -> int:
+    from pyfast import tune
+
+    return tune.main(arguments)
+
+
 def _doctor(arguments: list[str]) -> int:
     from pyfast import doctor
 
@@ -169,5 +176,6 @@ _VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "finetune": _finetune,
     "evaluate": _evaluate,
     "generate": _generate,
+    "tune": _tune,
     "doctor": _doctor,
 }

@@ -14,6 +14,7 @@ import torch
 
 from pyfast import build
 
+OLDEST = 8, 0  # compute capability
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = {"adamw_step_": (*FLOATS, torch.float64)}  # where a room takes other dtypes than FLOATS
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -37,6 +38,15 @@ def capabilities() -> frozenset[tuple[int, int]]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         _seen.append(frozenset(torch.cuda.get_device_capability(i) for i in range(count)))
     return _seen[0]
+
+
+def too_old() -> str | None:
+    """Why neither these kernels nor Triton run on a GPU of this machine, for people."""
+    old = [c for c in capabilities() if c < OLDEST]
+    if not old:
+        return None
+    found, wanted = (".".join(map(str, c)) for c in (min(old), OLDEST))
+    return f"a GPU here has compute capability {found}; Triton and the CUDA kernels need {wanted}"
 
 
 def covers(archs: tuple[str, ...], capability: tuple[int, int]) -> bool:

@@ -124,6 +124,8 @@ def _gpu() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "devices": [torch.cuda.get_device_name(i) for i in range(count)],
         "triton": importlib.util.find_spec("triton") is not None,
+        "measures": backend.measures(),
+        "measured": len(backend.measured.known),
     }
 
 
@@ -178,6 +180,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"  devices       {', '.join(gpu['devices']) or 'none'}",
         f"  torch's CUDA  {torch_cuda}",
         f"  triton        {'installed' if gpu['triton'] else 'not installed'}",
+        f"  measured      {gpu['measured']} calls; {'on' if gpu['measures'] else 'off'} in `auto`",
         "",
         "Directories",
     ]

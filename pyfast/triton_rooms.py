@@ -20,7 +20,6 @@ import torch
 from pyfast import build
 
 FILES = {"adamw_step_": "adamw"}  # where the file is not named as the operation
-OLDEST = 8, 0  # compute capability that Triton supports
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = {"adamw_step_": (*FLOATS, torch.float64)}  # where a room takes other dtypes than FLOATS
 
@@ -86,12 +85,13 @@ def register(ops: tuple[str, ...], key: str) -> torch.library.Library:
     library = torch.library.Library("pyfast", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
-        for name, room in _rooms(ops):
+        for name, room in rooms(ops):
             library.impl(name, room, key)
     return library
 
 
-def _rooms(ops: tuple[str, ...]) -> Iterator[tuple[str, Callable[..., Any]]]:
+def rooms(ops: tuple[str, ...]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """(schema, room) of the operations that Triton has kernels of, forward and backward."""
     for op in ops:
         if blocker(op) is None:
             for name in (op, f"{op}_backward"):

@@ -26,14 +26,15 @@ PENDING: dict[str, tuple[str, ...]] = {}
 # Imports go downward only: a module may import what stands on its own floor or below.
 FLOORS = (
     {"build", "build_cuda", "reference", "data"},
-    {"cuda_rooms", "extension_module", "triton_rooms"},
+    {"cuda_rooms", "extension_module", "triton_rooms", "tuning"},
+    {"choosers"},
     {"backend"},
     {"ops"},
     {"pyfast", "testing", "tolerance"},
     {"nn", "optim", "optim_plan", "recompute"},
     {"models"},
     {"train"},
-    {"doctor", "options", "verbs", "cli", "__main__"},
+    {"doctor", "options", "tune", "verbs", "cli", "__main__"},
 )
 RANK = {name: rank for rank, floor in enumerate(FLOORS) for name in floor}
 

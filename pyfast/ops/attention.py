@@ -57,7 +57,8 @@ def attention(
     query, key, value = to_autocast(query, key, value)
     _expect_operands(query, key, value, enable_gqa)
     _expect_modes(attn_mask, dropout_p, is_causal, query)
-    if backend.uses_reference("attention", query.device.type, query.dtype):
+    work = query.numel() * key.shape[-2]
+    if backend.uses_reference("attention", query.device.type, query.dtype, work):
         return reference.attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )

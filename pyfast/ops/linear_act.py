@@ -39,7 +39,7 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str =
         return out
     x, weight, bias = to_autocast(x, weight, bias)
     n, k = _parse(x, weight, bias, act)
-    if backend.uses_reference("linear_act", x.device.type, x.dtype):
+    if backend.uses_reference("linear_act", x.device.type, x.dtype, x.numel() * n):
         return reference.linear_act(x, weight, bias, act)
     x2d = x if x.dim() == 2 else x.reshape(-1, k) if k else x.reshape(x.shape[:-1].numel(), 0)
     save = torch.is_grad_enabled() and (

@@ -38,7 +38,7 @@ def linear_glu(
     tensors = to_autocast(x, gate_weight, up_weight, gate_bias, up_bias)
     n, k = _parse(*tensors, act)
     x = tensors[0]
-    if backend.uses_reference("linear_glu", x.device.type, x.dtype):
+    if backend.uses_reference("linear_glu", x.device.type, x.dtype, x.numel() * n):
         return reference.linear_glu(*tensors, act)
     x2d = x.reshape(x.shape[:-1].numel(), k)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -43,7 +43,7 @@ def rms_norm(
     shape = parse_norm(
         "rms_norm", input, normalized_shape, 0.0 if eps is None else eps, residual, weight=weight
     )
-    if backend.uses_reference("rms_norm", input.device.type, input.dtype):
+    if backend.uses_reference("rms_norm", input.device.type, input.dtype, input.numel()):
         return reference.rms_norm(input, shape, weight, eps, residual=residual)
     rows, cols = rows_of(input, shape)
     out, total, _ = _rms_norm(

@@ -29,7 +29,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> T
         ValueError, TypeError, RuntimeError: a shape, a dtype or a device does not fit.
     """
     _parse(x, cos, sin)
-    if backend.uses_reference("rope", x.device.type, x.dtype):
+    if backend.uses_reference("rope", x.device.type, x.dtype, x.numel()):
         return reference.rope(x, cos, sin, interleaved=interleaved)
     if x.dim() == 4:
         return _rope(x, cos, sin, interleaved, False)
