@@ -16,23 +16,27 @@ namespace pyfast {
 constexpr int kLeastSlabTiles = 256;   // of logits, that are never too many: they fill a GPU twice
 constexpr int kSlabStep = 256;         // classes
 
-// The tile for dX, and that for logits: vocabularies fill a GPU with the largest ones however few the rows are.
-template <class T, class F>
-auto dispatch_large_tile(int capability, const F& f) {
-  if constexpr (sizeof(T) == 4)
-    return f(FloatTile{});
-  else
-    return capability == 9 ? f(HopperTile{}) : f(LargeTile{});
-}
-template <class T, class F>
-auto dispatch_logit_tile(int capability, const F& f) {
-  if constexpr (sizeof(T) == 4)
-    return f(FloatTile{});
-  else
-    return capability == 9 ? f(WideTile{}) : f(LargeTile{});
-}
 template <class T>
-constexpr int kLossColumns = sizeof(T) == 4 ? FloatTile::kN : 128;   // that leave one set of numbers
+using LossTile = std::conditional_t<sizeof(T) == 4, FloatTile, LargeTile>;
+template <class T>
+constexpr int kLossColumns = LossTile<T>::kN;               // that leave one set of numbers
+template <class T>
+constexpr int kLossStep = sizeof(T) == 4 ? FloatTile::kK : 64;   // slices of a depth are multiples of it
+
+// Products with large tiles: vocabularies fill a GPU with them however few the rows are. On capability 9.0 tiles of
+// kCols by tensor maps; where those cannot read the weight, mma.sync: an epilogue that keeps a tile in registers leaves
+// none beside wgmma for two blocks.
+template <int kCols, Major kB, class T, class Epilogue>
+cudaError_t launch_large(int capability, const GemmArgs<T>& g, int slices, const Epilogue& epilogue,
+                         cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2) {
+    cudaError_t status = cudaSuccess;
+    if (capability == 9 &&
+        launch_gemm_tma<T, TmaTile<kCols>, Major::depth, kB, false>(&status, g, slices, epilogue, stream))
+      return status;
+  }
+  return launch_gemm_async<T, LossTile<T>, Major::depth, kB, false>(g, slices, epilogue, stream);
+}
 
 // Hands out the workspace; without memory it only counts.
 struct Pieces {
@@ -117,10 +121,7 @@ cudaError_t launch_losses(const LinearCrossEntropyCudaArgs& a, cudaStream_t stre
   if (status != cudaSuccess) return status;
   const TileLossEpilogue<T> epilogue{static_cast<const T*>(in.bias), in.class_weight, plan.rows.counted.place,
                                      plan.partial, plan.spread, plan.at_target, in.rows};
-  status = dispatch_logit_tile<T>(in.capability, [&](auto tile) {
-    return launch_gemm<T, decltype(tile), Major::depth, Major::depth, false>(plan.rows.logits(in, 0, in.classes), 1,
-                                                                             epilogue, stream);
-  });
+  status = launch_large<256, Major::depth>(in.capability, plan.rows.logits(in, 0, in.classes), 1, epilogue, stream);
   if (status != cudaSuccess) return status;
   if (plan.tile_weights)
     tile_weights_kernel<><<<unsigned(ceil_div(plan.tiles, kGatherWarps)), 32 * kGatherWarps, 0, stream>>>(
@@ -165,14 +166,12 @@ struct LinearLossBackwardPlan {
       : pieces{static_cast<char*>(workspace)}, rows(a.in, pieces) {
     const LinearLossOperands& in = a.in;
     sums_stride = padded(in.depth), slice = in.rows * sums_stride;
-    split_k = dispatch_large_tile<T>(in.capability, [&](auto tile) {
-      using Tile = decltype(tile);
-      const int64_t tiles = std::max<int64_t>(gemm_tiles<Tile>(in.rows, in.depth), 1);
-      const int64_t most = std::max<int64_t>(std::min<int64_t>(2 * kFullGrid / tiles, kMostSlices), 1);
-      slab = slab_classes(in, kLeastSlabTiles * Tile::kM * Tile::kN, a.grad_x ? most * slice : 0);
-      const int64_t steps = ceil_div(slab, Tile::kK), wanted = std::min<int64_t>(most, steps / kLeastSteps);
-      return int(ceil_div(steps, std::max<int64_t>(wanted, 1)) * Tile::kK);
-    });
+    using Tile = LossTile<T>;
+    const int64_t tiles = std::max<int64_t>(gemm_tiles<Tile>(in.rows, in.depth), 1);
+    const int64_t most = std::max<int64_t>(std::min<int64_t>(2 * kFullGrid / tiles, kMostSlices), 1);
+    slab = slab_classes(in, kLeastSlabTiles * Tile::kM * Tile::kN, a.grad_x ? most * slice : 0);
+    const int64_t steps = ceil_div(slab, kLossStep<T>), wanted = std::min<int64_t>(most, steps / kLeastSteps);
+    split_k = int(ceil_div(steps, std::max<int64_t>(wanted, 1)) * kLossStep<T>);
     stride = ceil_div(slab, kSlabPitch) * kSlabPitch;
     slices = int(ceil_div(slab, split_k));
     totals = pieces.take<float>(2);
@@ -223,19 +222,14 @@ cudaError_t launch_slab(const LinearCrossEntropyBackwardCudaArgs& a, const Linea
   const bool smooth = in.label_smoothing > 0;
   const SlabEpilogue<T> slab{plan.dlogits, plan.stride, bias ? bias + first : nullptr,
                              in.class_weight && smooth ? in.class_weight + first : nullptr, plan.factors, int(first)};
-  cudaError_t status = dispatch_logit_tile<T>(in.capability, [&](auto tile) {
-    return launch_gemm<T, decltype(tile), Major::depth, Major::depth, false>(plan.rows.logits(in, first, n), 1, slab,
-                                                                             stream);
-  });
+  cudaError_t status = launch_large<256, Major::depth>(in.capability, plan.rows.logits(in, first, n), 1, slab, stream);
   if (status == cudaSuccess && a.grad_x) {
     const T* const weight = static_cast<const T*>(in.weight) + first * in.weight_stride;
     GemmArgs<T> g{operand<T>(plan.dlogits, plan.stride), operand<T>(weight, in.weight_stride), int(in.rows),
                   int(in.depth), int(n), plan.split_k, nullptr, 0};
     g.rows_there = plan.rows.counted.count;
     const AddEpilogue add{plan.sums, plan.sums_stride, plan.slice, first == 0};
-    status = dispatch_large_tile<T>(in.capability, [&](auto tile) {
-      return launch_gemm<T, decltype(tile), Major::depth, Major::rows, false>(g, plan.slices, add, stream);
-    });
+    status = launch_large<128, Major::rows>(in.capability, g, plan.slices, add, stream);
   }
   if (status == cudaSuccess && (a.grad_weight || a.grad_bias))
     status = launch_weight_gradient(plan.weight_gradient(a, first, n), stream);

@@ -37,14 +37,14 @@ __device__ __forceinline__ float sum(float a, float b) { return a + b; }
 // (the sum of exp(x - peak), that of w (x - peak)) over the warp's columns of a row: a lane has those of registers 2h
 // and 2h + 1, in columns first + 8j + w.
 template <int kNj, class T>
-__device__ __forceinline__ float2 row_sums(const float (&c)[kNj][4], const float (&bias)[kNj][2], int h, float peak,
-                                           int first, int n, const TileLossEpilogue<T>& to) {
+__device__ __forceinline__ float2 row_sums(const float (&z)[kNj][4], int h, float peak, int first, int n,
+                                           const TileLossEpilogue<T>& to) {
   float total = 0, spread = 0;
 #pragma unroll
   for (int j = 0; j < kNj; ++j)
 #pragma unroll
     for (int w = 0; w < 2; ++w) {
-      const float x = c[j][2 * h + w] + bias[j][w] - peak;
+      const float x = z[j][2 * h + w] - peak;
       total += exp_approx(x);
       const int col = first + 8 * j + w;
       if (to.spread && col < n) spread += to.class_weight ? to.class_weight[col] * x : x;
@@ -61,13 +61,17 @@ __device__ __forceinline__ void store_tile(const float (&acc)[Tile::kMi][Tile::k
   const int down = kWarps > 1 ? warp / kWarps * Tile::kRowsOfWarp : 0;   // from the block's first row
   const uint32_t peaks = staging - warp * Tile::kPassRows * Tile::kColsOfWarp * 4, sums = peaks + kWarps * kRows * 4;
   const int64_t tile = int64_t(col / Tile::kN) * to.rows;
-  float bias[Tile::kNj][2], peak[Tile::kMi][2];
+  float z[Tile::kMi][Tile::kNj][4], peak[Tile::kMi][2];   // the registers of acc: the biases take none beside them
 #pragma unroll
   for (int j = 0; j < Tile::kNj; ++j)
 #pragma unroll
     for (int w = 0; w < 2; ++w) {
       const int c = first + 8 * j + w;
-      bias[j][w] = c < n || mutant(132) ? (to.bias && c < n ? float(to.bias[c]) : 0.0f) : -INFINITY;
+      const float bias = c < n || mutant(132) ? (to.bias && c < n ? float(to.bias[c]) : 0.0f) : -INFINITY;
+#pragma unroll
+      for (int i = 0; i < Tile::kMi; ++i)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) z[i][j][2 * h + w] = acc[i][j][2 * h + w] + bias;
     }
 #pragma unroll
   for (int i = 0; i < Tile::kMi; ++i)
@@ -79,9 +83,8 @@ __device__ __forceinline__ void store_tile(const float (&acc)[Tile::kMi][Tile::k
       for (int j = 0; j < Tile::kNj; ++j)
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
-          const float z = acc[i][j][2 * h + w] + bias[j][w];
-          top = fmaxf(top, z);
-          if (place == 8 * j + w) to.at_target[row + own] = z;
+          top = fmaxf(top, z[i][j][2 * h + w]);
+          if (place == 8 * j + w) to.at_target[row + own] = z[i][j][2 * h + w];
         }
       peak[i][h] = over_four(top, larger);
       if (kWarps > 1 && lane % 4 == 0)
@@ -96,7 +99,7 @@ __device__ __forceinline__ void store_tile(const float (&acc)[Tile::kMi][Tile::k
       if (kWarps > 1)
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) peak[i][h] = fmaxf(peak[i][h], load_shared(peaks + (w * kRows + place) * 4));
-      const float2 both = row_sums(acc[i], bias, h, peak[i][h], first, n, to);
+      const float2 both = row_sums(z[i], h, peak[i][h], first, n, to);
       if (lane % 4 != 0) continue;
       if (kWarps > 1)
         store_shared(sums + (across * kRows + place) * 8, both);
