@@ -1,6 +1,7 @@
 """Defects compiled into the CUDA kernels (-DPYFAST_MUTANT=n): each must be caught by the checks."""
 
 import functools
+import re
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 import pyfast
 from pyfast import testing
+from tests import test_cuda_attention, test_cuda_gemm
 from tests.cuda_lanes import needs_emulator
-from tests.emulator.cuda import emulated
+from tests.emulator.cuda import ROOT, emulated
 from tests.run_case import assert_as_good_as_torch
 
 pytestmark = needs_emulator
@@ -93,3 +95,17 @@ def test_defect_is_caught(file, number, check) -> None:
 def test_kernels_as_they_are_pass(check) -> None:
     """What the defects fail by are the defects."""
     check(None)
+
+
+# Those of the products and of attention, whose tests launch single kernels, stand beside these.
+ELSEWHERE = {*test_cuda_gemm.DEFECTS, *range(111, 120), *test_cuda_attention.DEFECTS}
+
+
+def test_every_defect_that_can_be_put_in_has_its_check() -> None:
+    planted = [
+        int(number)
+        for path in (ROOT / "kernels" / "cuda").glob("*.cuh")
+        for number in re.findall(r"mutant\((\d+)\)", path.read_text())
+    ]
+    assert set(planted) == {number for _, _, number, _ in DEFECTS} | ELSEWHERE
+    assert len(planted) >= 40
