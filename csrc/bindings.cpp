@@ -16,6 +16,11 @@ const char* pyfast_cuda_archs();
 const char* pyfast_nvcc();
 }
 
+extern "C" {   // of csrc/cuda/cublaslt.cpp; null in a build for the CPU only
+__attribute__((weak)) bool pyfast_choose_cublaslt(bool on);
+__attribute__((weak)) bool pyfast_cublaslt_chosen();
+}
+
 STABLE_TORCH_LIBRARY(pyfast, m) {
   m.def("linear_act(Tensor x, Tensor weight, Tensor? bias, str act, bool save) -> (Tensor out, Tensor preact)");
   m.def("linear_act_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? saved, str act, bool need_x, "
@@ -98,4 +103,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(pyfast::isa_name(pyfast::current_isa())); }, "The one in use.");
   m.def("select_isa", [](const std::string& name) { return pyfast::select_isa(name.c_str()); }, pybind11::arg("name"),
         "Use another instruction set; False if this processor cannot.");
+  m.def("choose_cublaslt", [](bool on) { return pyfast_choose_cublaslt ? pyfast_choose_cublaslt(on) : !on; },
+        pybind11::arg("on"),
+        "Let cuBLASLt, where it can, multiply for linear_act on CUDA; False where it is not installed.");
+  m.def("cublaslt_chosen", [] { return pyfast_cublaslt_chosen && pyfast_cublaslt_chosen(); }, "Whether it does.");
 }

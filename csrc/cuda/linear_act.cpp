@@ -1,5 +1,9 @@
 #include "../../kernels/cuda/linear_act.h"
 
+#include <functional>
+#include <vector>
+
+#include "cublaslt.h"
 #include "linear.h"
 
 namespace pyfast {
@@ -31,6 +35,42 @@ struct Operands {
   int64_t weight_stride() const { return weight.stride(transposed ? 1 : 0); }
 };
 
+// Workspaces for cuBLASLt, which live as long as this; the next ones on the stream may take their place.
+struct Workspaces {
+  const Gpu& gpu;
+  std::vector<Tensor> held;
+  void* operator()(int64_t bytes) {
+    held.push_back(gpu.empty({bytes}, ScalarType::Byte));
+    return held.back().mutable_data_ptr();
+  }
+};
+
+void backward_by_kernels(const Operands& o, LinearActBackwardCudaArgs args) {
+  const Tensor workspace = o.gpu.empty({linear_act_backward_workspace(args)}, ScalarType::Byte);
+  args.workspace = workspace.mutable_data_ptr();
+  o.gpu.launched(launch_linear_act_backward(args, o.gpu.stream()));
+}
+
+// cuBLASLt multiplies where it is chosen and can; the derivative, and what it leaves, are done by our kernels. Its own
+// derivatives are no help: they are taken of the result of a product, and here grad_out is given.
+void backward(const Operands& o, LinearActBackwardCudaArgs args) {
+  if (!cublaslt_chosen() || !(args.grad_x || args.grad_weight)) return backward_by_kernels(o, args);
+  std::optional<Tensor> dpre;
+  if (args.act != Act::none) {
+    dpre = o.gpu.empty({o.m, o.n}, o.x.scalar_type());
+    auto derivative = args;
+    derivative.grad_x = derivative.grad_weight = nullptr;
+    derivative.dpre = dpre->mutable_data_ptr();
+    backward_by_kernels(o, derivative);
+    args.act = Act::none, args.grad_out = derivative.dpre, args.saved = args.grad_bias = nullptr;
+  }
+  Workspaces workspaces{o.gpu};
+  if (args.grad_x && cublaslt_grad_x(args, std::ref(workspaces), o.gpu.stream())) args.grad_x = nullptr;
+  if (args.grad_weight && cublaslt_grad_weight(args, std::ref(workspaces), o.gpu.stream()))
+    args.grad_weight = args.grad_bias = nullptr;
+  if (args.grad_x || args.grad_weight || args.grad_bias) backward_by_kernels(o, args);
+}
+
 std::tuple<Tensor, Tensor> linear_act_cuda(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
                                            StringHandle act, bool save) {
   const Act activation = parse_act(kOp, taken(act));
@@ -43,7 +83,9 @@ std::tuple<Tensor, Tensor> linear_act_cuda(const Tensor& x, const Tensor& weight
   const LinearActCudaArgs args{o.gpu.capability(), o.dtype, activation, o.m, o.n, o.k, o.x.const_data_ptr(),
                                row_stride(o.x), o.weight.const_data_ptr(), o.weight_stride(), o.transposed,
                                pointer(bias), out.mutable_data_ptr(), keep ? preact.mutable_data_ptr() : nullptr};
-  o.gpu.launched(launch_linear_act(args, o.gpu.stream()));
+  Workspaces workspaces{o.gpu};
+  if (!cublaslt_chosen() || !cublaslt_linear_act(args, std::ref(workspaces), o.gpu.stream()))
+    o.gpu.launched(launch_linear_act(args, o.gpu.stream()));
   return {out, preact};
 }
 
@@ -65,13 +107,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_act_backward_cuda(const Tensor& grad_o
     for (Tensor* t : {&dx, &dweight, &dbias}) torch::stable::zero_(*t);
   } else {
     const auto wanted = [](const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
-    LinearActBackwardCudaArgs args{o.gpu.capability(), o.dtype, activation, o.m, o.n, o.k, dy.const_data_ptr(),
+    const LinearActBackwardCudaArgs args{o.gpu.capability(), o.dtype, activation, o.m, o.n, o.k, dy.const_data_ptr(),
                                    activation == Act::none ? nullptr : pointer(saved), o.x.const_data_ptr(),
                                    row_stride(o.x), o.weight.const_data_ptr(), o.weight_stride(), o.transposed,
                                    wanted(dx), wanted(dweight), wanted(dbias), nullptr};
-    const Tensor workspace = o.gpu.empty({linear_act_backward_workspace(args)}, ScalarType::Byte);
-    args.workspace = workspace.mutable_data_ptr();
-    o.gpu.launched(launch_linear_act_backward(args, o.gpu.stream()));
+    backward(o, args);
   }
   return {dx, need_weight && o.transposed ? torch::stable::transpose(dweight, 0, 1) : dweight, dbias};
 }

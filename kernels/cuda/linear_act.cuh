@@ -43,14 +43,14 @@ struct LinearActBackwardPlan {
   int64_t dpre, scratch;
 
   explicit LinearActBackwardPlan(const LinearActBackwardCudaArgs& l) {
-    const bool products = l.grad_x || l.grad_weight;
+    const bool products = l.grad_x || l.grad_weight || l.dpre;
     sums_in_product = l.grad_bias && l.act == Act::none && l.grad_weight && !l.transposed;
     pass = (l.act != Act::none && products) || (l.grad_bias && !sums_in_product);
     dx = plan_product<T>(l.capability, l.m, l.k, l.n);
     dweight = {l.capability, l.dtype, l.transposed ? l.k : l.n, l.transposed ? l.n : l.k, l.m};
     dweight.out = l.grad_weight;
     dweight.sums = sums_in_product ? l.grad_bias : nullptr;   // not of a transposed weight
-    dpre = l.act != Act::none && products ? ceil_div(l.m * l.n * int64_t(sizeof(T)), 256) * 256 : 0;
+    dpre = l.act != Act::none && products && !l.dpre ? ceil_div(l.m * l.n * int64_t(sizeof(T)), 256) * 256 : 0;
     const int64_t floats[] = {pass && l.grad_bias ? act_backward_blocks<T>(l.m, l.n) * padded(l.n) : 0,
                               l.grad_x ? dx.parts() : 0,
                               l.grad_weight ? weight_gradient_floats(dweight) : 0};
@@ -68,7 +68,7 @@ int64_t linear_act_backward_workspace(const LinearActBackwardCudaArgs& l) {
 template <class T>
 cudaError_t launch_linear_act_backward_of(const LinearActBackwardCudaArgs& l, cudaStream_t stream) {
   LinearActBackwardPlan<T> plan(l);
-  T* const dpre = plan.dpre ? static_cast<T*>(l.workspace) : nullptr;
+  T* const dpre = static_cast<T*>(plan.dpre ? l.workspace : l.dpre);
   float* const scratch = reinterpret_cast<float*>(static_cast<char*>(l.workspace) + plan.dpre);
   const auto dy = operand<T>(l.grad_out, l.n), saved = operand<T>(l.saved, l.n);
   cudaError_t status = cudaSuccess;

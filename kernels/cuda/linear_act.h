@@ -39,6 +39,7 @@ struct LinearActBackwardCudaArgs {
   bool transposed;
   void *grad_x, *grad_weight, *grad_bias;
   void* workspace;   // linear_act_backward_workspace bytes, at a multiple of 16
+  void* dpre = nullptr;   // [m, n]: where the gradient of the pre-activation is wanted, too; not for Act::none
 };
 
 int64_t linear_act_backward_workspace(const LinearActBackwardCudaArgs&);
