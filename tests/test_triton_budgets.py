@@ -15,7 +15,12 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 from tests import triton_budgets  # noqa: E402
 from tests.emulator.triton import emulated  # noqa: E402
 from tests.run_case import results  # noqa: E402
-from tests.triton_budget_cases import BUDGETS, Budget, case_budget  # noqa: E402
+from tests.triton_budget_cases import (  # noqa: E402
+    BUDGETS,
+    Budget,
+    case_budget,
+    linear_act_budget,
+)
 
 # Counters are those of one compiler; another may spend other instructions.
 PINNED = "3.7"
@@ -99,6 +104,15 @@ def test_norms_move_statistics_in_whole_sectors(cols) -> None:
     for launch in log[:2]:
         assert launch.stats.sector_efficiency >= 0.97, launch
         assert launch.stats.traffic_ratio <= 1.03, launch  # the weight again for each program
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_products_of_odd_sizes_load_16_bytes(capability) -> None:
+    """No spill either, and at most 4 integer instructions: rows that begin anywhere are packed."""
+    made = linear_act_budget(255, 257, 251, "silu", capability)
+    rows = triton_budgets.static(made, capability)
+    assert "pack_rows_kernel" in {row["kernel"] for row in rows}
+    assert not triton_budgets.static_excesses(made, capability, rows)
 
 
 @pytest.mark.parametrize(

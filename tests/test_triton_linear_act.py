@@ -11,13 +11,14 @@ pytest.importorskip("triton", reason="needs triton")
 if not pytest.importorskip("tests.emulator.library").compiler():
     pytest.skip("the emulator needs a C++ compiler", allow_module_level=True)
 
-from tests.emulator.triton import emulated
+from tests.emulator.triton import compiled, emulated
 from tests.run_case import strided
 from tests.triton_lanes import LANES, check, check_twice, runs
 
 matmul = triton_rooms._module("matmul")
 linear_act = triton_rooms._module("linear_act")
-linear_backward = triton_rooms._module("linear_backward")
+gradient_product = triton_rooms._module("gradient_product")
+tensor_maps = triton_rooms._module("tensor_maps")
 B = torch.bfloat16
 
 # Every activation once, in one lane after the other; relu and gelu, whose derivatives are taken in
@@ -51,7 +52,7 @@ def test_linear_act_with_large_tiles(act, capability, monkeypatch) -> None:
     144, 272: multiples of 16, which are copied by 16 bytes while the tile before is multiplied.
     """
     large = matmul.launch_config(divmod(capability, 10), B, 8192, 4096, 1024)
-    for module in (linear_act, linear_backward):
+    for module in (linear_act, gradient_product):
         monkeypatch.setattr(module, "launch_config", lambda *_: large)
     assert large.block_m == 128 and large.persistent == (capability == 90)
     k, n = (144, 272) if act == "relu" else (136, 260)
@@ -107,6 +108,36 @@ def test_linear_act_gives_the_same_bits_in_every_schedule() -> None:
             args = (dy, x, weight, out, "relu", True, True, True)
             runs.append(torch.ops.pyfast.linear_act_backward(*args))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_operands_lie_in_rows_or_in_depth() -> None:
+    whole = torch.zeros(40, 64, dtype=B)
+    found = {
+        "rows": [whole, whole[:, :8], whole[3:, 8:57], whole[::2]],
+        "depth": [whole.t(), whole[:, 16:].t()],
+        "any": [whole[:, 1:], whole[:, ::2], whole[:, :1].expand(40, 64), torch.zeros(5, 9).to(B)],
+    }
+    for name, tensors in found.items():
+        assert [tensor_maps.order(t) for t in tensors] == [name] * len(tensors)
+    assert tensor_maps.whole_order(whole[:, :57]) == "any"  # 8 at a time would pass the end
+    with emulated():
+        packed = tensor_maps.packed(torch.zeros(5, 9).to(B).t())
+    assert packed.shape == (16, 5) and tensor_maps.whole_order(packed) == "depth"
+
+
+def test_linear_act_reads_by_tensor_map_and_needs_no_allocator() -> None:
+    """Maps are parameters: 128 bytes each. Nothing is asked of triton.set_allocator."""
+    x, weight = torch.randn(64, 64).to(B), torch.randn(72, 64).to(B)
+    dy, out = torch.randn(64, 72).to(B), torch.randn(64, 72).to(B)
+    with compiled(90) as log, pyfast.using("triton"):
+        torch.ops.pyfast.linear_act(x, weight, None, "relu", True)
+        torch.ops.pyfast.linear_act_backward(dy, x, weight, out, "relu", True, True, False)
+    for launch in log:
+        assert "cp.async.bulk.tensor.2d.shared::cta.global" in launch.binary.ptx
+        assert "cp.async.cg" not in launch.binary.ptx
+        assert launch.binary.ptx.count("[128]") >= 3
+        assert "tensormap.replace" not in launch.binary.ptx  # made on the device, in scratch
+    assert len(log) == 3
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])

@@ -70,7 +70,7 @@ def adamw_budget(
     return Budget(f"adamw_step_/{name}", RUN_FOR[dtypes[0]], call)
 
 
-MATMULS = ("linear_act", "linear_backward", "linear_glu", "glu_backward", "logit_tiles")
+MATMULS = ("linear_act", "gradient_product", "linear_glu", "glu_backward", "logit_tiles")
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def large_tiles() -> Iterator[None]:
         for name in MATMULS:
             module = triton_rooms._module(name)
             stack.enter_context(mock.patch.object(module, "launch_config", as_if_large))
-        backward = triton_rooms._module("linear_backward")
+        backward = triton_rooms._module("gradient_product")
         stack.enter_context(mock.patch.object(backward, "split_count", lambda *_: 1))
         yield
 
@@ -99,14 +99,18 @@ def tensor_budget(case: testing.Case, capability: int, **settings: Any) -> Budge
     return Budget(f"{case} sm_{capability}", capability, call, **settings)
 
 
+# The kernel of gradients by the capability a budget is run for: wgmma reads by tensor map.
+GRADIENTS = {80: "gradient_product_kernel", 90: "mapped_gradient_kernel"}
+
+
 def linear_act_budget(m: int, k: int, n: int, act: str, capability: int) -> Budget:
     product = 2 * m * k * n
-    useful = {"_linear_act_forward_kernel": product, "_gradient_product_kernel": 2 * product}
+    useful = {"_linear_act_forward_kernel": product, GRADIENTS[capability]: 2 * product}
     return tensor_budget(testing.linear_act(m, k, n, act), capability, useful=useful)
 
 
 def linear_glu_budget(m: int, k: int, n: int, capability: int) -> Budget:
-    names = ("_linear_glu_forward_kernel", "_glu_input_gradient_kernel", "_gradient_product_kernel")
+    names = "_linear_glu_forward_kernel", "_glu_input_gradient_kernel", GRADIENTS[capability]
     useful = dict.fromkeys(names, 4 * m * k * n)
     return tensor_budget(testing.linear_glu(m, k, n), capability, useful=useful)
 
@@ -114,7 +118,7 @@ def linear_glu_budget(m: int, k: int, n: int, capability: int) -> Budget:
 def linear_cross_entropy_budget(rows: int, k: int, classes: int, capability: int) -> Budget:
     product = 2 * rows * k * classes
     useful = {"_logit_tiles_kernel": product, "_slab_kernel": product}
-    useful["_gradient_product_kernel"] = 2 * product
+    useful[GRADIENTS[capability]] = 2 * product
     case = all_count(testing.linear_cross_entropy(rows, k, classes, bias=True))
     return tensor_budget(case, capability, useful=useful)
 
@@ -170,6 +174,7 @@ BUDGETS = [
     linear_act_budget(1024, 256, 256, "none", 80),
     linear_act_budget(1024, 256, 256, "relu", 80),
     linear_act_budget(256, 256, 256, "gelu", 90),
+    linear_act_budget(1024, 256, 256, "relu", 90),
     *(linear_glu_budget(256, 256, 256, c) for c in (80, 90)),
     *(linear_cross_entropy_budget(1024, 256, 512, c) for c in (80, 90)),
     *(attention_budget(256, size, c) for size in (64, 128, 256) for c in (80, 90)),

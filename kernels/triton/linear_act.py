@@ -9,65 +9,84 @@ from torch import Tensor
 
 from pyfast.kernels import guards
 from pyfast.kernels.activations import GRAD_FROM_OUTPUT, activate
-from pyfast.kernels.linear_backward import (
-    act_backward,
-    gradient_product,
-    in_product,
-    sums_in_product,
-)
+from pyfast.kernels.gradient_product import act_in_product, gradient_product, sums_in_product
+from pyfast.kernels.guards import ALIGNMENT
+from pyfast.kernels.linear_backward import act_backward
 from pyfast.kernels.linear_operands import check_linear, empty_weight, is_transposed
 from pyfast.kernels.matmul import (
     MatmulConfig,
     capability,
+    halves,
+    is_wide,
     launch_config,
     product,
+    store_tile,
     tile_at,
-    tile_offsets,
 )
+from pyfast.kernels.packing import whole_columns
 from pyfast.kernels.processors import processors
+from pyfast.kernels.tensor_maps import CAPABILITY, arranged, maps, operands, results
 
 OP = "linear_act"
 
 
 @triton.jit
+def _finish(acc, bias_ptr, out, preact, row, col, M, N, ACT: tl.constexpr, ORDER: tl.constexpr):
+    """Adds the bias to x @ weight.T from element (row, col) on, and stores what comes of it."""
+    if is_wide(acc, ORDER):
+        left, right = halves(acc)
+        _finish(left, bias_ptr, out, preact, row, col, M, N, ACT, ORDER)
+        _finish(right, bias_ptr, out, preact, row, col + acc.shape[1] // 2, M, N, ACT, ORDER)
+    else:
+        if bias_ptr is not None:
+            col_offs = col.to(tl.int64) + tl.arange(0, acc.shape[1])
+            bias = tl.load(bias_ptr + col_offs, mask=col_offs < N, other=0.0)
+            acc += bias.to(tl.float32)[None, :]
+        if preact is not None:
+            store_tile(preact, acc, row, col, M, N, N, 1, ORDER)
+        store_tile(out, activate(acc, ACT), row, col, M, N, N, 1, ORDER)
+
+
+@triton.jit
 def _linear_act_forward_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, preact_ptr,                    # pointers; None: absent
+    x, weight, bias_ptr, out, preact,                              # pointers or maps; None: absent
     M, N, K,                                                             # sizes
     x_row_stride, x_k_stride, weight_row_stride, weight_k_stride,        # strides
     ACT: tl.constexpr,
+    A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, OUT_ORDER: tl.constexpr, MAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """out = act(x @ weight.T + bias) [M, N]; a program takes every num_programs-th tile."""
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row, col = tile_at(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        row_offs, col_offs = tile_offsets(row, BLOCK_M), tile_offsets(col, BLOCK_N)
         acc = product(
             tl.zeros((BLOCK_M, BLOCK_N), tl.float32),
-            x_ptr, weight_ptr,
-            row_offs, col_offs,
+            x, weight,
+            row, col,
             M, N, K,
             x_row_stride, x_k_stride, weight_k_stride, weight_row_stride,
-            BLOCK_K,
+            A_ORDER, B_ORDER, MAPS, BLOCK_K,
         )  # fmt: skip
-        if bias_ptr is not None:
-            bias = tl.load(bias_ptr + col_offs, mask=col_offs < N, other=0.0)
-            acc += bias.to(tl.float32)[None, :]
-        at = row_offs[:, None] * N + col_offs[None, :]
-        mask = (row_offs[:, None] < M) & (col_offs[None, :] < N)
-        if preact_ptr is not None:
-            tl.store(preact_ptr + at, acc.to(preact_ptr.dtype.element_ty), mask=mask)
-        tl.store(out_ptr + at, activate(acc, ACT).to(out_ptr.dtype.element_ty), mask=mask)
+        row *= BLOCK_M
+        col *= BLOCK_N
+        _finish(acc, bias_ptr, out, preact, row, col, M, N, ACT, OUT_ORDER)
 
 
 def act_launch_config(
     capability: tuple[int, int], dtype: torch.dtype, act: str, m: int, n: int, k: int
 ) -> MatmulConfig:
-    """The tiles of the forward pass; pure. What most activations need spills beside the widest."""
+    """The tiles of the forward pass; pure.
+
+    What most activations need spills beside the widest with tcgen05; with wgmma where the result is
+    stored element by element.
+    """
     config = launch_config(capability, dtype, m, n, k)
-    if act in ("none", "relu") or config.block_n <= 128:
+    if config.block_n > 128 and capability[0] == CAPABILITY and n * dtype.itemsize % ALIGNMENT:
+        return replace(config, block_n=128)
+    if act in ("none", "relu") or config.block_n <= 128 or capability[0] == CAPABILITY:
         return config
-    return replace(config, block_n=64 if capability[0] == 10 else 128, num_stages=4)
+    return replace(config, block_n=64)
 
 
 def linear_act_triton(
@@ -81,11 +100,15 @@ def linear_act_triton(
     if m * n == 0:
         return out, preact
     config = act_launch_config(capability(x), x.dtype, act, m, n, k)
+    x, weight = arranged(config, x, weight)
+    mapped = k > 0 and maps(config, x)
+    given, orders = operands(mapped, config, x, weight)
+    made, out_order = results(mapped, config, out, preact)
     _linear_act_forward_kernel[(config.programs(m, n, processors(x)),)](
-        x, weight, bias, out, preact if keep else None,
+        *given, bias, *made,
         m, n, k,
         *x.stride(), *weight.stride(),
-        ACT=act, **config.keywords(),
+        ACT=act, MAPS=mapped, **orders, **out_order, **config.keywords(),
     )  # fmt: skip
     return out, preact
 
@@ -113,19 +136,18 @@ def linear_act_backward_triton(
     dbias = x.new_empty(n if need_bias else 0)
     if m * n == 0:
         return dx.zero_(), dweight.zero_(), dbias.zero_()
-    products = k > 0 and (need_x or need_weight)
-    dy = grad_out
-    inside = in_product(act, dy)
-    sums_inside = k > 0 and need_weight and sums_in_product(dy)
-    if (products and not inside) or (need_bias and not sums_inside):
-        dpre = x.new_empty(m, n) if products and not inside else None
-        act_backward(dy, saved, act, dpre, dbias if need_bias else None)
+    products = [(grad_out, saved, weight, dx)] if k > 0 and need_x else []
+    if k > 0 and need_weight:
+        products.append((grad_out.t(), None if saved is None else saved.t(), x, dweight))
+    inside = all(act_in_product(dy, s, act, b) for dy, s, b, _ in products)
+    dbias_inside = k > 0 and need_weight and sums_in_product(grad_out.t(), None, x)
+    if not inside or (need_bias and not dbias_inside):
+        dpre = None if inside else x.new_empty(m, whole_columns(n, x.itemsize))
+        act_backward(grad_out, saved, act, dpre, dbias if need_bias else None)
         need_bias = False
         if dpre is not None:
-            dy, saved, act = dpre, None, "none"
-    if products and need_x:
-        gradient_product(dy, saved, act, weight, dx)
-    if products and need_weight:
-        flipped = None if saved is None else saved.t()
-        gradient_product(dy.t(), flipped, act, x, dweight, dbias if need_bias else None)
+            act = "none"
+            products = [(dpre if out is dx else dpre.t(), None, b, out) for *_, b, out in products]
+    for dy, s, b, out in products:
+        gradient_product(dy, s, act, b, out, dbias if need_bias and out is dweight else None)
     return dx, dweight, dbias

@@ -15,8 +15,12 @@ from torch import Tensor
 
 from pyfast.kernels import guards
 from pyfast.kernels.class_weights import launch_reduce, launch_totals
-from pyfast.kernels.linear_backward import act_backward, gradient_product, sums_in_product
-from pyfast.kernels.logit_tiles import launch_losses, launch_slab, launch_tiles
+from pyfast.kernels.gradient_product import gradient_product, sums_in_product
+from pyfast.kernels.linear_backward import act_backward
+from pyfast.kernels.logit_tiles import launch_losses, launch_slab, launch_tiles, logits_config
+from pyfast.kernels.matmul import capability
+from pyfast.kernels.packing import packed_rows, whole_columns
+from pyfast.kernels.tensor_maps import arranged
 
 OP = "linear_cross_entropy"
 REDUCTIONS = ("none", "mean", "sum")
@@ -28,8 +32,9 @@ ROW_STEP = 16  # elements: rows of a slab begin where the widest loads can
 class Problem(NamedTuple):
     """The operands after the guards, rows that count first."""
 
-    x: Tensor  # [M, K], gathered
-    weight: Tensor  # [V, K], any strides
+    x: Tensor  # [M, K], gathered, zeros where rows do not count; zeros may end its rows
+    weight: Tensor  # [V, K], any strides; as x
+    depth: int  # K
     bias: Tensor | None
     target: Tensor  # [M] int64, gathered
     all_targets: Tensor  # [M] int64, as given
@@ -70,8 +75,9 @@ def _problem(
     ignored = target == ignore_index
     index = torch.argsort(ignored, stable=True)
     count = (rows - ignored.sum(dtype=torch.int32)).reshape(1).to(torch.int32)
+    (weight,) = arranged(logits_config(capability(x), x.dtype, rows, classes, depth), weight)
     return Problem(
-        x.index_select(0, index), weight, bias, target.index_select(0, index), target,
+        packed_rows(x, index, count), weight, depth, bias, target.index_select(0, index), target,
         class_weight, index, count, ignore_index, smoothing,
     )  # fmt: skip
 
@@ -81,7 +87,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad_x, grad_weight, grad_bias), empty where not needed; lse [M, 2] in the given order."""
     need_x, need_weight, need_bias = need[0], need[1], need[2] and p.bias is not None
-    (rows, depth), classes = p.x.shape, p.weight.shape[0]
+    rows, classes, depth = p.x.shape[0], p.weight.shape[0], p.depth
     dx = p.x.new_zeros((rows, depth) if need_x else 0)
     dweight = p.x.new_empty((classes, depth) if need_weight else 0)
     dbias = p.x.new_empty(classes if need_bias else 0)
@@ -93,16 +99,18 @@ def _gradients(
     summed = p.x.new_zeros((rows, depth) if need_x else 0, dtype=torch.float32)
     for first in range(0, classes, slab):
         part = slice(first, min(first + slab, classes))
-        dlogits = buffer[:, : part.stop - first]
-        launch_slab(p, first, grad_loss, lse, totals, reduction == "mean", dlogits)
+        dlogits = buffer[:, : whole_columns(part.stop - first, p.x.itemsize)]
+        launch_slab(p, part, grad_loss, lse, totals, reduction == "mean", dlogits)
         if need_x and depth:
             gradient_product(
                 dlogits, None, "none", p.weight[part], summed,
                 count=p.count, counts="rows", accumulate=True,
             )  # fmt: skip
         sums = dbias[part] if need_bias else None
-        if need_bias and not (need_weight and depth and sums_in_product(dlogits)):
-            act_backward(dlogits, None, "none", None, sums)  # rows that do not count are zeros
+        inside = need_weight and depth and sums_in_product(dlogits.t(), None, p.x)
+        if need_bias and not inside:
+            given = dlogits[:, : part.stop - first]
+            act_backward(given, None, "none", None, sums)  # rows that do not count are zeros
             sums = None
         if need_weight and depth:
             gradient_product(

@@ -1,5 +1,6 @@
 """The kernels of linear_cross_entropy that make logits, tile by tile, and use them up at once."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyfast.kernels.linear_backward import THROUGH_REGISTERS
+from pyfast.kernels.gradient_product import THROUGH_REGISTERS
 from pyfast.kernels.matmul import (
     MatmulConfig,
     capability,
@@ -15,8 +16,10 @@ from pyfast.kernels.matmul import (
     product,
     tile_at,
     tile_offsets,
+    whole,
 )
 from pyfast.kernels.processors import processors
+from pyfast.kernels.tensor_maps import CAPABILITY, maps, operands
 
 if TYPE_CHECKING:
     from pyfast.kernels.linear_cross_entropy import Problem
@@ -28,22 +31,24 @@ LOSS_ROWS = 64
 
 @triton.jit
 def _logits(
-    x_ptr, weight_ptr, bias_ptr,
-    row_offs, col_offs,
+    x, weight, bias_ptr,
+    row, col,
     M, N, K,
-    weight_row_stride, weight_k_stride,
+    x_row_stride, weight_row_stride, weight_k_stride,
+    A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, MAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The tile [row_offs, col_offs] of x @ weight.T + bias; x [M, K] contiguous."""
+    """The tile (row, col) of x @ weight.T + bias; x and weight are pointers or maps."""
     acc = product(
         tl.zeros((BLOCK_M, BLOCK_N), tl.float32),
-        x_ptr, weight_ptr,
-        row_offs, col_offs,
+        x, weight,
+        row, col,
         M, N, K,
-        K, 1, weight_k_stride, weight_row_stride,
-        BLOCK_K,
+        x_row_stride, 1, weight_k_stride, weight_row_stride,
+        A_ORDER, B_ORDER, MAPS, BLOCK_K,
     )  # fmt: skip
     if bias_ptr is not None:
+        col_offs = tile_offsets(col, BLOCK_N)
         bias = tl.load(bias_ptr + col_offs, mask=col_offs < N, other=0.0)
         acc += bias.to(tl.float32)[None, :]
     return acc
@@ -64,11 +69,12 @@ def _is_place(place, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _logit_tiles_kernel(
-    x_ptr, weight_ptr, bias_ptr, target_ptr, class_weight_ptr, count_ptr,
+    x, weight, bias_ptr, target_ptr, class_weight_ptr, count_ptr,
     partial_ptr, at_target_ptr,
     M, N, K,
-    weight_row_stride, weight_k_stride,
+    x_row_stride, weight_row_stride, weight_k_stride,
     SMOOTH: tl.constexpr,
+    A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, MAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Of every tile of logits the maximum of each row, the sum of exp(x - maximum) and, to SMOOTH,
@@ -80,8 +86,9 @@ def _logit_tiles_kernel(
         row, col = tile_at(tile, count, N, BLOCK_M, BLOCK_N, GROUP_M)
         row_offs, col_offs = tile_offsets(row, BLOCK_M), tile_offsets(col, BLOCK_N)
         z = _logits(
-            x_ptr, weight_ptr, bias_ptr, row_offs, col_offs, count, N, K,
-            weight_row_stride, weight_k_stride, BLOCK_M, BLOCK_N, BLOCK_K,
+            x, weight, bias_ptr, row, col, count, N, K,
+            x_row_stride, weight_row_stride, weight_k_stride,
+            A_ORDER, B_ORDER, MAPS, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         row_mask, col_mask = row_offs < count, col_offs < N
         target = tl.load(target_ptr + row_offs, mask=row_mask, other=-1)
@@ -153,14 +160,15 @@ def _losses_kernel(
 
 @triton.jit
 def _slab_kernel(
-    x_ptr, weight_ptr, bias_ptr, target_ptr, class_weight_ptr, index_ptr, count_ptr,
+    x, weight, bias_ptr, target_ptr, class_weight_ptr, index_ptr, count_ptr,
     grad_ptr, lse_ptr, totals_ptr, dlogits_ptr,
-    N, K, classes, first, grad_stride, smoothing, dlogits_stride,
-    weight_row_stride, weight_k_stride,
+    N, K, classes, first, grad_stride, smoothing, width, dlogits_stride,
+    x_row_stride, weight_row_stride, weight_k_stride,
     MEAN: tl.constexpr,
+    A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, MAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """dL [count, N] of the classes from `first` on; with g the gradient of a row's loss:
+    """dL [count, width] of the N classes from `first` on, then zeros; with g that of a row's loss:
     g ((1 - e) w_t + e / V sum(w)) softmax(x)_c - g e / V w_c - [c = t] g (1 - e) w_t.
     """
     count = tl.load(count_ptr)
@@ -169,8 +177,9 @@ def _slab_kernel(
         row, col = tile_at(tile, count, N, BLOCK_M, BLOCK_N, GROUP_M)
         row_offs, col_offs = tile_offsets(row, BLOCK_M), tile_offsets(col, BLOCK_N)
         z = _logits(
-            x_ptr, weight_ptr, bias_ptr, row_offs, col_offs, count, N, K,
-            weight_row_stride, weight_k_stride, BLOCK_M, BLOCK_N, BLOCK_K,
+            x, weight, bias_ptr, row, col, count, N, K,
+            x_row_stride, weight_row_stride, weight_k_stride,
+            A_ORDER, B_ORDER, MAPS, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         row_mask, col_mask = row_offs < count, col_offs < N
         target = tl.load(target_ptr + row_offs, mask=row_mask, other=0)
@@ -197,8 +206,9 @@ def _slab_kernel(
             d -= each[:, None]
         place = _place(target - first, col, N, BLOCK_N)
         d -= tl.where(_is_place(place, BLOCK_N), hit[:, None], 0.0)
+        d = tl.where(col_mask[None, :], d, 0.0)
         at = row_offs[:, None] * dlogits_stride + col_offs[None, :]
-        mask = row_mask[:, None] & col_mask[None, :]
+        mask = row_mask[:, None] & (col_offs < whole(width, dlogits_ptr))[None, :]
         tl.store(dlogits_ptr + at, d.to(dlogits_ptr.dtype.element_ty), mask=mask)
 
 
@@ -207,21 +217,25 @@ def logits_config(
 ) -> MatmulConfig:
     """The tiles of logits; pure. What is made of them needs registers beside the accumulators."""
     config = launch_config(capability, dtype, m, n, k)
-    return config if config.block_m < 128 else THROUGH_REGISTERS
+    if config.block_m < 128:
+        return config
+    return replace(THROUGH_REGISTERS, block_k=64 if capability[0] == CAPABILITY else 32)
 
 
 def launch_tiles(p: "Problem") -> tuple[Tensor, Tensor, int]:
     """(partial sums [3, column tiles, M], logit of the target [M], columns of a tile)."""
-    (m, k), n = p.x.shape, p.weight.shape[0]
-    config = logits_config(capability(p.x), p.x.dtype, m, n, k)
+    m, n = p.x.shape[0], p.weight.shape[0]
+    config = logits_config(capability(p.x), p.x.dtype, m, n, p.depth)
     shape = (3 if p.smoothing > 0 else 2, triton.cdiv(n, config.block_n), m)
     partial = p.x.new_empty(shape, dtype=torch.float32)
     at_target = torch.full((m,), float("nan"), dtype=torch.float32, device=p.x.device)
+    mapped = p.depth > 0 and maps(config, p.x)
+    given, orders = operands(mapped, config, p.x, p.weight)
     _logit_tiles_kernel[(config.programs(m, n, processors(p.x)),)](
-        p.x, p.weight, p.bias, p.target, p.class_weight, p.count, partial, at_target,
-        m, n, k,
-        *p.weight.stride(),
-        SMOOTH=p.smoothing > 0, **config.keywords(),
+        *given, p.bias, p.target, p.class_weight, p.count, partial, at_target,
+        m, n, p.depth,
+        p.x.stride(0), *p.weight.stride(),
+        SMOOTH=p.smoothing > 0, MAPS=mapped, **orders, **config.keywords(),
     )  # fmt: skip
     return partial, at_target, config.block_n
 
@@ -241,23 +255,24 @@ def launch_losses(
 
 def launch_slab(
     p: "Problem",
-    first: int,
+    classes: slice,
     grad_loss: Tensor,
     lse: Tensor,
     totals: Tensor,
     mean: bool,
     dlogits: Tensor,
 ) -> None:
-    """Fills dlogits [M, width], the gradient of the logits of `width` classes, where rows count."""
-    (m, k), n = p.x.shape, dlogits.shape[1]
-    weight, bias = p.weight[first : first + n], p.bias
-    bias = None if bias is None else bias[first : first + n]
-    config = logits_config(capability(p.x), p.x.dtype, m, n, k)
+    """Fills dlogits [M, width], where rows count, with the gradient of logits, then zeros."""
+    weight, bias = p.weight[classes], None if p.bias is None else p.bias[classes]
+    m, n = p.x.shape[0], weight.shape[0]
+    config = logits_config(capability(p.x), p.x.dtype, m, n, p.depth)
+    mapped = p.depth > 0 and maps(config, p.x)
+    given, orders = operands(mapped, config, p.x, weight)
     _slab_kernel[(config.programs(m, n, processors(p.x)),)](
-        p.x, weight, bias, p.target, p.class_weight, p.index, p.count,
+        *given, bias, p.target, p.class_weight, p.index, p.count,
         grad_loss, lse, totals, dlogits,
-        n, k, p.weight.shape[0], first, grad_loss.stride(0) if grad_loss.dim() else 0,
-        p.smoothing, dlogits.stride(0),
-        *weight.stride(),
-        MEAN=mean, **config.keywords(),
+        n, p.depth, p.weight.shape[0], classes.start, grad_loss.stride(0) if grad_loss.dim() else 0,
+        p.smoothing, *dlogits.shape[1:], dlogits.stride(0),
+        p.x.stride(0), *weight.stride(),
+        MEAN=mean, MAPS=mapped, **orders, **config.keywords(),
     )  # fmt: skip

@@ -15,6 +15,9 @@ from triton.runtime import driver
 
 PROGRAMS = 128  # about the multiprocessors of a large GPU: fewer tiles than that leave some idle
 MOST_SPLITS = 16
+# Columns of a tile to finish at once - activate, round, store - without spills: by map, through
+# pointers by 16 bytes, and element by element.
+WIDEST, NARROW, NARROWEST = tl.constexpr(128), tl.constexpr(64), tl.constexpr(32)
 BIG_SHARED = (9, 10)  # major capabilities with 227 KB of shared memory and wgmma or tcgen05
 
 
@@ -71,7 +74,7 @@ def launch_config(
     if m <= 16:
         return MatmulConfig(16, 64, 64, num_warps=4, num_stages=4)
     if capability[0] in BIG_SHARED:
-        large = MatmulConfig(128, 256, 64, num_warps=8, num_stages=3, persistent=True)
+        large = MatmulConfig(128, 256, 64, num_warps=8, num_stages=4, persistent=True)
     else:
         large = MatmulConfig(128, 128, 32, num_warps=8, num_stages=4)
     small = MatmulConfig(64, 64, 64, num_warps=4, num_stages=3)
@@ -101,28 +104,115 @@ def tile_offsets(index, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def whole(n, ptr):
+    """n, or what is packed there, to the next 16 bytes of what `ptr` points to, known as such."""
+    UNIT: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
+    return tl.cdiv(n, UNIT) * UNIT
+
+
+@triton.jit
+def in_order(row_stride, k_stride, rows, depth, ptr, ORDER: tl.constexpr):
+    """The strides and sizes of an operand, with what its order promises of them."""
+    if ORDER == "rows":
+        row_stride, depth = whole(row_stride, ptr), whole(depth, ptr)
+    if ORDER == "depth":
+        k_stride, rows = whole(k_stride, ptr), whole(rows, ptr)
+    return row_stride, k_stride, rows, depth
+
+
+@triton.jit
 def product(
     acc,  # [BLOCK_M, BLOCK_N], float32
-    a_ptr, b_ptr,
-    row_offs, col_offs,
+    a, b,
+    row, col,
     M, N, K,
     a_row_stride, a_k_stride, b_k_stride, b_col_stride,
+    A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, MAPS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc + A[row_offs, :] @ B[:, col_offs]."""
-    k_offs = tl.arange(0, BLOCK_K)
-    k_far, k_step = k_offs.to(tl.int64), tl.full((), BLOCK_K, tl.int64)
-    a_ptrs = a_ptr + row_offs[:, None] * a_row_stride + k_far[None, :] * a_k_stride
-    b_ptrs = b_ptr + k_far[:, None] * b_k_stride + col_offs[None, :] * b_col_stride
-    row_mask, col_mask = row_offs[:, None] < M, col_offs[None, :] < N
-    for start in range(0, K, BLOCK_K):
-        k_mask = k_offs < K - start
-        a = tl.load(a_ptrs, mask=row_mask & k_mask[None, :], other=0.0)
-        b = tl.load(b_ptrs, mask=col_mask & k_mask[:, None], other=0.0)
-        acc = tl.dot(a, b, acc, input_precision="ieee")
-        a_ptrs += k_step * a_k_stride
-        b_ptrs += k_step * b_k_stride
+    """acc + the tile (row, col) of A @ B; a and b are pointers, or maps of A and of B transposed.
+
+    Their orders are those of `tensor_maps.order`. An operand that has one lies in memory, through
+    pointers, up to the next 16 bytes, with zeros past the depth.
+    """
+    if MAPS:
+        for start in range(0, K, BLOCK_K):
+            a_tile = mapped_tile(a, row * acc.shape[0], start, A_ORDER)
+            b_tile = mapped_tile(b, col * acc.shape[1], start, B_ORDER)
+            acc = tl.dot(a_tile, b_tile.T, acc)
+    else:
+        a_row_stride, a_k_stride, M, A_K = in_order(a_row_stride, a_k_stride, M, K, a, A_ORDER)
+        b_col_stride, b_k_stride, N, B_K = in_order(b_col_stride, b_k_stride, N, K, b, B_ORDER)
+        row_offs, col_offs = tile_offsets(row, acc.shape[0]), tile_offsets(col, acc.shape[1])
+        k_offs = tl.arange(0, BLOCK_K)
+        k_far, k_step = k_offs.to(tl.int64), tl.full((), BLOCK_K, tl.int64)
+        a_ptrs = a + row_offs[:, None] * a_row_stride + k_far[None, :] * a_k_stride
+        b_ptrs = b + k_far[:, None] * b_k_stride + col_offs[None, :] * b_col_stride
+        row_mask, col_mask = row_offs[:, None] < M, col_offs[None, :] < N
+        for start in range(0, K, BLOCK_K):
+            a_mask = row_mask & (k_offs < A_K - start)[None, :]
+            b_mask = col_mask & (k_offs < B_K - start)[:, None]
+            a_tile = tl.load(a_ptrs, mask=a_mask, other=0.0)
+            b_tile = tl.load(b_ptrs, mask=b_mask, other=0.0)
+            acc = tl.dot(a_tile, b_tile, acc, input_precision="ieee")
+            a_ptrs += k_step * a_k_stride
+            b_ptrs += k_step * b_k_stride
     return acc
+
+
+@triton.jit
+def mapped_tile(t, row, depth, ORDER: tl.constexpr):
+    """The tile of t [rows, depth] that begins at (row, depth), by map; zeros past its ends."""
+    if ORDER == "rows":  # noqa: SIM108 (decided when compiling)
+        tile = t.load([row, depth])
+    else:
+        tile = t.load([depth, row]).T
+    return tile
+
+
+@triton.jit
+def is_wide(acc, ORDER: tl.constexpr):
+    """Whether to finish a tile half by half."""
+    return acc.shape[1] > (WIDEST if ORDER == "map" else NARROW if ORDER == "rows" else NARROWEST)
+
+
+@triton.jit
+def halves(acc):
+    """The left and the right half of a tile."""
+    pair = tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1))
+    return tl.split(pair)
+
+
+@triton.jit
+def result_offsets(row, col, M, N, row_stride, col_stride, shape):
+    """Where the elements of a tile lie in a result [M, N], in 64 bits, and which are inside."""
+    row_offs = row.to(tl.int64) + tl.arange(0, shape[0])[:, None]
+    col_offs = col.to(tl.int64) + tl.arange(0, shape[1])[None, :]
+    return row_offs * row_stride + col_offs * col_stride, (row_offs < M) & (col_offs < N)
+
+
+@triton.jit
+def store_tile(out, value, row, col, M, N, row_stride, col_stride, ORDER: tl.constexpr):
+    """out [M, N] = value, from element (row, col) on; out is a map where ORDER says so."""
+    if ORDER == "map":
+        out.store([row, col], value.to(out.dtype))
+    else:
+        if ORDER == "rows":
+            row_stride, N = whole(row_stride, out), whole(N, out)
+        at, mask = result_offsets(row, col, M, N, row_stride, col_stride, value.shape)
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_parts(out, value, row, col, M, N, row_stride, col_stride, ORDER: tl.constexpr):
+    """`store_tile`, half by half where that is wide."""
+    if is_wide(value, ORDER):
+        left, right = halves(value)
+        half = col + value.shape[1] // 2
+        store_parts(out, left, row, col, M, N, row_stride, col_stride, ORDER)
+        store_parts(out, right, row, half, M, N, row_stride, col_stride, ORDER)
+    else:
+        store_tile(out, value, row, col, M, N, row_stride, col_stride, ORDER)
 
 
 @triton.jit
