@@ -1,13 +1,15 @@
 """cross_entropy in CUDA C++: hostile targets, large logits, views, rows of several blocks."""
 
 import math
+import re
 
 import pytest
 import torch
 
 import pyfast
 from tests.cuda_lanes import needs_emulator
-from tests.emulator.cuda import emulated
+from tests.emulator import nvcc
+from tests.emulator.cuda import ROOT, emulated
 
 pytestmark = needs_emulator
 
@@ -61,3 +63,20 @@ def test_cross_entropy_splits_long_rows(on_cuda) -> None:
         ("cross_entropy_forward_kernel", (2, 2)),
         ("cross_entropy_join_kernel", (1, 1)),
     ]
+
+
+def test_cross_entropy_streams_its_gradient(on_cuda) -> None:
+    """16 bytes at once wherever rows begin, past the caches: a gradient of logits fills them."""
+    x = torch.randn(3, 1001, dtype=torch.bfloat16, requires_grad=True)
+    pyfast.cross_entropy(x, torch.tensor([5, 0, 1000])).backward()
+    (backward,) = [launch for launch in on_cuda if "backward" in launch.name]
+    assert backward.stats.store_sectors <= 3 * (1001 * 2 // 32 + 5)
+    text = ptx_of("cross_entropy")
+    kernel = text[text.index(backward.binary.mangled) :]
+    kernel = kernel[: kernel.index("\n}")]
+    assert "st.global.cs.v4" in kernel and re.search(r"ld\.global(\.nc)?\.v4", kernel)
+
+
+def ptx_of(file: str) -> str:
+    flags = ["--expt-relaxed-constexpr", "-std=c++20"]
+    return nvcc.compile_ptx(ROOT / "csrc" / "cuda" / f"{file}.cu", "sm_80", flags)

@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kLossThreads) cross_entropy_backward_kernel(Cr
   const RowGradient gradient(a, row);
   if (!gradient.counts) {
     walk<false>(
-        dx, begin, end, [&](int col, auto& zeros) { store_pack(dx + col, zeros); },
+        dx, begin, end, [&](int col, auto& zeros) { store_pack<true>(dx + col, zeros); },
         [&](int col, float zero) { dx[col] = T(zero); });
   } else if (alike) {
     walk<true>(
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kLossThreads) cross_entropy_backward_kernel(Cr
         [&](int col, auto& v) {
 #pragma unroll
           for (int e = 0; e < kPack<T>; ++e) v[e] = gradient(col + e, v[e]);
-          store_pack(dx + col, v);
+          store_pack<true>(dx + col, v);
         },
         [&](int col, float v) { dx[col] = T(gradient(col, v)); });
   } else {

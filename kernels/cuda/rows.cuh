@@ -51,7 +51,8 @@ __device__ __forceinline__ void load_pack(A (&to)[kCount], const T* from) {
   }
 }
 
-template <int kCount, class A, class T>
+// kStreams: what is written will not be read soon, and leaves the caches first.
+template <bool kStreams = false, int kCount, class A, class T>
 __device__ __forceinline__ void store_pack(T* to, const A (&from)[kCount]) {
   alignas(16) T part[kCount];
   if constexpr (sizeof(T) == 2) {
@@ -66,8 +67,11 @@ __device__ __forceinline__ void store_pack(T* to, const A (&from)[kCount]) {
     __stwb(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(part));
   } else {
 #pragma unroll
-    for (int i = 0; i < int(sizeof(part) / 16); ++i)
-      __stwb(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(part)[i]);
+    for (int i = 0; i < int(sizeof(part) / 16); ++i) {
+      const uint4 bits = reinterpret_cast<const uint4*>(part)[i];
+      if constexpr (kStreams) __stcs(reinterpret_cast<uint4*>(to) + i, bits);
+      else __stwb(reinterpret_cast<uint4*>(to) + i, bits);
+    }
   }
 }
 
