@@ -150,6 +150,7 @@ TILE = """.version 8.0
   mov.u32 %r2, tile; mov.u32 %r3, bar; mov.u32 %r4, %tid.x;
   setp.eq.u32 %p0, %r4, 0;
   @%p0 mbarrier.init.shared.b64 [%r3], 1;
+  fence.proxy.async.shared::cta;
   bar.warp.sync -1;
   @%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%r3], 512;
   @%p0 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes

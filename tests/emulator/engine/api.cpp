@@ -127,7 +127,8 @@ void configure(Grid& grid, const EmulatorLaunch& launch) {
     o.order = int(launch.order);
     o.seed = launch.seed;
     o.perturb = launch.perturb;
-    o.check = launch.check;
+    o.check = launch.check != 0;
+    o.strict = launch.check > 1;
     o.dynamic_shared = launch.dynamic_shared;
     o.budget = launch.budget;
     o.l2_bytes = launch.l2_bytes;

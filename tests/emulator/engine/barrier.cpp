@@ -120,8 +120,9 @@ void settle_cluster(Group& group) {
     b.arrived = 0;
     ++group.cluster_phase;
     group.cluster_known = b.released.take();
+    group.cluster_proxied = b.proxied.empty() ? KnownRef() : b.proxied.take();
     for (const Barrier::Waiter& waiter : b.waiting) {
-        each_lane(waiter.mask, [&](int l) { learn(*waiter.warp, l, group.cluster_known); });
+        each_lane(waiter.mask, [&](int l) { learn(*waiter.warp, l, group.cluster_known, group.cluster_proxied); });
         wake(*waiter.warp, waiter.mask);
     }
     b.waiting.clear();
@@ -134,7 +135,10 @@ void cluster_arrive(Warp& w, const Instr& i, u32 m) {
     each_lane(m, [&](int l) {
         if (w.cluster_arrived >> l & 1) fail(w, i, l, "barrier", "the thread arrives twice at the cluster barrier");
         w.cluster_phase[l] = group.cluster_phase;
-        if (!i.flag) group.cluster_barrier.released.add(w.lanes[l], threads);  // .relaxed releases nothing
+        if (!i.flag) {  // .relaxed releases nothing
+            group.cluster_barrier.released.add(w.lanes[l], threads);
+            group.cluster_barrier.proxied.add(w.lanes[l].proxied);
+        }
         ++w.lanes[l].clock;
     });
     w.at_barrier = true;
@@ -150,7 +154,7 @@ void cluster_wait(Warp& w, const Instr& i, u32 m) {
             fail(w, i, l, "barrier", "the thread waits at the cluster barrier and has not arrived");
         }
         if (w.cluster_phase[l] == group.cluster_phase) waiting |= 1u << l;
-        else learn(w, l, group.cluster_known);
+        else learn(w, l, group.cluster_known, group.cluster_proxied);
     });
     w.cluster_arrived &= ~m;
     if (waiting) {

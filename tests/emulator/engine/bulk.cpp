@@ -45,6 +45,7 @@ void load(Warp& w, const Instr& i, int lane, const Tile* tile, u64 to, u64 from,
         if (ranks && !(ranks >> rank & 1)) continue;
         const u64 target = ranks ? in_block(to, rank) : to;
         Mbarrier& m = mbarrier_at(w, i, lane, Space::shared, ranks ? in_block(barrier, rank) : barrier);
+        need_published(w, i, lane, m);
         const Recorder as = completion(*w.block->group->grid, m);
         BulkCopy copy(w, i, lane, as, as);
         if (tile) size = copy.load_tile(*tile, target);
@@ -84,6 +85,7 @@ void run_plain(Warp& w, const Instr& i, u32 mask) {
         const u32 group = w.copy_groups(l).bulk_issued;
         if (i.op == kToPeer) {
             Mbarrier& m = mbarrier_at(w, i, l, Space::shared, v.third[l]);
+            need_published(w, i, l, m);
             const Recorder as = completion(*w.block->group->grid, m);
             BulkCopy(w, i, l, as, as).plain(Space::shared, v.first[l], Space::shared, v.second[l], v.size[l]);
             return complete_bytes(w, m, v.size[l]);
@@ -157,6 +159,7 @@ bool decode_bulk(Decoder& d, const Statement& st, Instr& i) {
         i.run = [](Warp&, const Instr&, u32) {};
         return true;
     }
+    d.uses_async();
     i.targets.assign(3, 0);
     i.sat = has(st, "multicast::cluster");
     i.flag = has(st, "reduce");

@@ -26,7 +26,8 @@ public:
     void address(const Arg& arg, Instr& i, int slot = 0);  // base into src[slot], offset added up
     Location location(const Arg& symbol);
     Operand constant(u64 bits, u8 width);
-    void uses_wgmma() { program_.has_wgmma = true; }
+    void uses_wgmma() { program_.has_wgmma = program_.has_async = true; }
+    void uses_async() { program_.has_async = true; }
 
 private:
     struct Frame {

@@ -103,7 +103,7 @@ void store(Warp& w, const Instr& i, u32 m) {
     if (r.strong) release_to(w, i, r);
     ++w.block->group->grid->progress;
     // lane after lane, as a later lane may write the same place
-    const u32 flags = !r.strong ? 0 : r.scope == Scope::cta ? kStrong | kBlockScope : kStrong;
+    const u32 flags = strength(r);
     each_lane(m, [&](int l) {
         if (r.place[l].shadow) {
             Recorder as = recorder(w, l);

@@ -67,6 +67,7 @@ struct Warp {
     u32 wgmma_group = 1;     // number of the open group
     u64 wgmma_fence = 0;     // when the last wgmma.fence was, in instructions of the warp
     u64 steps = 0;
+    u64 wgmmas = 0;          // which ones the warp has executed, a hash
     vector<u64> written_at;  // by 64 bytes of registers: step of the last write but wgmma's; in programs with wgmma
     CopyGroups& copy_groups(int lane) {
         if (!copies) copies.reset(new CopyGroups[kLanes]);
@@ -88,17 +89,19 @@ struct Barrier {
 
 struct Mbarrier {
     bool valid = false;
+    u32 creator = 0, created = 0;  // thread and its clock
+    bool published = false;  // by a fence.mbarrier_init
     u32 expected = 0, pending = 0;
     i64 transactions = 0;    // bytes promised and not arrived
     u32 phase = 0;           // completed phases
     u32 actor = 0, clock = 0;  // of what completes on it in this phase; the clock outlives mbarrier.inval
-    Joiner released, proxied;
-    KnownRef completed, completed_proxied;
+    Joiner released, proxied, far;   // far: by other blocks, at the scope of the cluster
+    KnownRef completed, completed_proxied, completed_far;
 };
 
-struct SyncVariable {        // what an atomic location carries: to its block, to everyone
-    KnownRef released[2];
-    u32 group[2] = {0, 0};
+struct SyncVariable {        // what an atomic location carries: to the block, to the cluster, to everyone
+    KnownRef released[3];
+    u32 block[3] = {0, 0, 0}, group[3] = {0, 0, 0};  // who released it
 };
 
 struct Block {
@@ -112,6 +115,13 @@ struct Block {
     std::map<u64, Mbarrier> mbarriers;
     std::map<u64, SyncVariable> syncs;
     u32 live_threads = 0;
+    Joiner ended;            // what its threads knew when they exited
+};
+
+struct Arrival {             // bytes on their way to an mbarrier
+    Mbarrier* at;
+    u32 actor, clock;
+    u64 bytes;
 };
 
 struct Group {
@@ -121,8 +131,9 @@ struct Group {
     RaceChecker races;       // of shared memory
     Barrier cluster_barrier;
     u32 cluster_phase = 0;
-    KnownRef cluster_known;
+    KnownRef cluster_known, cluster_proxied;
     u32 mbarrier_actors = 0;
+    vector<Arrival> late;    // in random order
     bool finished = false;
     u64 issued = 0;
 };
@@ -145,6 +156,7 @@ struct Options {
     int order = 0;           // 0 fixed, 1 random, 2 greedy
     u32 seed = 0;
     bool perturb = false, check = true;
+    bool strict = true;      // want proxy fences that Triton leaves out, too
     u64 budget = 400'000'000;
     u64 l2_bytes = 0;
 };

@@ -1,6 +1,8 @@
 // mbarrier.*: see mbarrier.h.
 #include "mbarrier.h"
 
+#include <cstdlib>
+
 #include "copy.h"
 #include "sync.h"
 
@@ -15,14 +17,14 @@ void touch(Warp& w, const Instr& i, int lane, const Place& p, Access kind, bool 
     check_access(w, i, lane, p, 8, kind, false, as);
 }
 
-void settle(Warp& w, Mbarrier& m) {
+void settle(Grid& grid, Mbarrier& m) {
     if (m.pending || m.transactions) return;
     m.completed = m.released.take();
     m.completed_proxied = m.proxied.empty() ? KnownRef() : m.proxied.take();
+    m.completed_far = m.far.empty() ? KnownRef() : m.far.take();
     ++m.phase;
     ++m.clock;
     m.pending = m.expected;
-    Grid& grid = *w.block->group->grid;
     ++grid.progress;
     grid.spinning.clear();
 }
@@ -41,21 +43,34 @@ void create(Warp& w, const Instr& i, int lane, const Place& p, u64 count) {
     m.phase = 0;
     ++m.clock;
     m.valid = true;
-    m.released = m.proxied = Joiner(group.index);
-    m.completed = {};
+    m.released = m.proxied = m.far = Joiner(group.index);
+    m.completed = m.completed_proxied = m.completed_far = {};
+    m.creator = w.lanes[lane].id;
+    m.created = w.lanes[lane].clock;
+    m.published = false;
 }
 
-void arrive(Warp& w, const Instr& i, int lane, Mbarrier& m, u64 count) {
+void promise(Warp& w, const Instr& i, int lane, Mbarrier& m, i64 bytes) {
+    constexpr i64 kMost = (1 << 20) - 1;
+    m.transactions += bytes;
+    if (std::abs(bytes) > kMost || std::abs(m.transactions) > kMost) {
+        fail(w, i, lane, "mbarrier", "it counts up to 2^20 - 1 bytes of a phase");
+    }
+}
+
+// An arrival from another block orders nothing unless it is .release.cluster.
+void arrive(Warp& w, const Instr& i, int lane, const Place& p, Mbarrier& m, u64 count) {
     if (count > m.pending) fail(w, i, lane, "mbarrier", "more threads arrive than the phase expects");
-    if (i.order != Order::relaxed) {
-        m.released.add(w.lanes[lane], w.block->group->grid->threads_per_group());
+    const bool near = p.owner == w.block;
+    if (i.order != Order::relaxed && (near || i.scope != Scope::cta)) {
+        (near ? m.released : m.far).add(w.lanes[lane], w.block->group->grid->threads_per_group());
         m.proxied.add(w.lanes[lane].proxied);
         ++w.lanes[lane].clock;
     }
     m.pending -= u32(count);
     if (i.sat) m.expected -= u32(count);  // arrive_drop
     ++w.block->group->grid->progress;
-    settle(w, m);
+    settle(*w.block->group->grid, m);
 }
 
 struct Arguments {
@@ -96,8 +111,8 @@ void run_invalidate(Warp& w, const Instr& i, u32 mask) {
 void run_expect(Warp& w, const Instr& i, u32 mask) {
     each_mbarrier(w, i, mask, [](Warp& w, const Instr& i, int l, const Place& p, Mbarrier& m, u64 bytes) {
         touch(w, i, l, p, Access::update, true);
-        m.transactions += i.op == kComplete ? -i64(bytes) : i64(bytes);
-        settle(w, m);
+        promise(w, i, l, m, i.op == kComplete ? -i64(bytes) : i64(bytes));
+        settle(*w.block->group->grid, m);
     });
 }
 
@@ -111,8 +126,8 @@ void run_arrive(Warp& w, const Instr& i, u32 mask) {
         Mbarrier& m = mbarrier_at(w, i, l, i.space, a.at[l], &p);
         touch(w, i, l, p, Access::update, true);
         state[l] = m.phase;
-        if (i.op == kArriveExpect) m.transactions += i64(a.value[l]);
-        arrive(w, i, l, m, i.op == kArrive && i.src[1].exists ? a.value[l] : 1);
+        if (i.op == kArriveExpect) promise(w, i, l, m, i64(a.value[l]));
+        arrive(w, i, l, p, m, i.op == kArrive && i.src[1].exists ? a.value[l] : 1);
     });
     if (i.dst.exists) lanes_any_out(w, i.dst, state, mask);
 }
@@ -127,10 +142,16 @@ void run_test(Warp& w, const Instr& i, u32 mask) {  // flag: by parity
         Place p;
         Mbarrier& m = mbarrier_at(w, i, l, i.space, a.at[l], &p);
         touch(w, i, l, p, Access::read, true);
+        if (!i.flag && m.phase - u32(a.value[l]) > 1) {
+            fail(w, i, l, "mbarrier", "a thread can wait for the present phase and for the one before only");
+        }
         const bool yes = i.flag ? (m.phase & 1) != (a.value[l] & 1) : m.phase != u32(a.value[l]);
         if (yes) {
             done |= 1u << l;
-            if (m.completed && i.order != Order::relaxed) learn(w, l, m.completed, m.completed_proxied);
+            if (m.completed && i.order != Order::relaxed) {
+                learn(w, l, m.completed, m.completed_proxied);
+                if (i.scope != Scope::cta) learn(w, l, m.completed_far);
+            }
         } else {
             w.yield = true;
             grid.spinning = "the mbarrier at " + address_name(w, p, 0) + ", where " + std::to_string(m.pending) +
@@ -150,7 +171,7 @@ void run_cp_async_arrive(Warp& w, const Instr& i, u32 mask) {
         if (!i.flag) ++m.pending;
         if (!m.pending) fail(w, i, l, "mbarrier", "more threads arrive than the phase expects");
         --m.pending;
-        settle(w, m);
+        settle(*w.block->group->grid, m);
     });
 }
 
@@ -171,15 +192,44 @@ Mbarrier& mbarrier_at(Warp& w, const Instr& i, int lane, Space space, u64 at, Pl
     fail(w, i, lane, "mbarrier", "none has been initialised at " + address_name(w, p, at));
 }
 
+void need_published(Warp& w, const Instr& i, int lane, const Mbarrier& m) {
+    const KnownRef& proxied = w.lanes[lane].proxied;
+    if (!w.block->group->grid->options.strict || m.published || (proxied && proxied->at(m.creator) >= m.created)) return;
+    fail(w, i, lane, "missing fence.proxy.async", "the copy completes on an mbarrier whose initialisation "
+         "no fence.proxy.async and no fence.mbarrier_init has made visible to it");
+}
+
 Recorder completion(const Grid& grid, const Mbarrier& m) {
     return {kMbarrier * grid.threads_per_group() + m.actor, m.clock};
 }
 
+namespace {
+
+void arrive_now(Grid& grid, const Arrival& a) {
+    a.at->released.add_actor(a.actor, a.clock);
+    a.at->transactions -= i64(a.bytes);
+    settle(grid, *a.at);
+}
+
+}  // namespace
+
 void complete_bytes(Warp& w, Mbarrier& m, u64 bytes) {
-    const Recorder done = completion(*w.block->group->grid, m);
-    m.released.add_actor(done.id, done.stamp);
-    m.transactions -= i64(bytes);
-    settle(w, m);
+    Group& group = *w.block->group;
+    const Recorder done = completion(*group.grid, m);
+    const Arrival a{&m, done.id, done.stamp, bytes};
+    if (group.grid->options.order == 1) group.late.push_back(a);
+    else arrive_now(*group.grid, a);
+}
+
+bool deliver(Group& group, bool all) {
+    const vector<Arrival> waiting = std::move(group.late);
+    group.late.clear();
+    for (const Arrival& a : waiting) {
+        if (all || group.grid->random() % 4 == 0) arrive_now(*group.grid, a);
+        else group.late.push_back(a);
+    }
+    if (!waiting.empty()) ++group.grid->progress;
+    return !waiting.empty();
 }
 
 bool decode_mbarrier(Decoder& d, const Statement& st, Instr& i) {
@@ -187,6 +237,7 @@ bool decode_mbarrier(Decoder& d, const Statement& st, Instr& i) {
     if (st.op[0] != "mbarrier" && !copies) return false;
     i.space = space_of(st);
     i.order = order_of(st, Order::acq_rel);
+    i.scope = scope_of(st, Scope::cta);
     if (copies) {
         i.flag = has(st, "noinc");
         i.run = run_cp_async_arrive;

@@ -93,6 +93,9 @@ Place shared_place(Warp& w, const Instr& i, int lane, u64 at, u32 bytes, const c
         fail(w, i, lane, "out of bounds", "there is no block " + std::to_string(rank - 1) + " in the cluster");
     }
     Block* owner = rank ? group.blocks[rank - 1].get() : w.block;
+    if (!owner->live_threads) {
+        fail(w, i, lane, "out of bounds", "block " + std::to_string(rank - 1) + " of the cluster has ended");
+    }
     if (!in_shared(*grid.program, grid.options, offset, bytes)) {
         fail(w, i, lane, "out of bounds", wrong(what, bytes, shared_name(*grid.program, grid.options, offset)));
     }
@@ -170,6 +173,11 @@ void open_request(Warp& w, const Instr& i, Request& r) {
     count_traffic(w, r);
 }
 
+u32 strength(const Request& r) {
+    if (!r.strong) return 0;
+    return kStrong | (r.scope == Scope::cta ? kBlockScope : r.scope == Scope::cluster ? kClusterScope : 0);
+}
+
 Recorder recorder(const Warp& w, int lane) { return {w.lanes[lane].id, w.lanes[lane].clock}; }
 
 namespace {
@@ -210,8 +218,9 @@ void check_access(Warp& w, const Instr& i, int lane, const Place& p, u32 bytes, 
     }
     const u32 base = group.index * grid.ids_per_group();
     const LaneClock& knows = as.knows ? *as.knows : w.lanes[lane];
-    const Agent me{&knows, grid.threads_per_group(), base, grid.ids_per_group(), base + as.id, as.stamp, i.pc,
-                   base + knows.id, async_proxy};
+    const Agent me{&knows, grid.threads_per_group(), base, grid.ids_per_group(), grid.threads_per_block,
+                   base + as.id, as.stamp, i.pc, base + knows.id,
+                   async_proxy && (kind == Access::read || grid.options.strict)};
     RaceChecker& races = p.space == Space::shared ? group.races : grid.races;
     Conflict conflict = races.access(me, p.shadow->cells, p.offset, bytes, kind, equal);
     if (conflict.kind) race(w, i, lane, p, bytes, kind, conflict);
@@ -237,7 +246,7 @@ void check_range(Warp& w, const Instr& i, int lane, const Place& p, u64 bytes, A
 }
 
 void check_request(Warp& w, const Instr& i, Request& r, u32 equal) {
-    const u32 flags = !r.strong ? 0 : r.scope == Scope::cta ? kStrong | kBlockScope : kStrong;
+    const u32 flags = strength(r);
     each_lane(r.mask, [&](int l) {
         if (!r.place[l].shadow) return;
         Recorder as = recorder(w, l);

@@ -50,6 +50,7 @@ void check_access(Warp& w, const Instr& i, int lane, const Place& p, u32 bytes, 
 void check_range(Warp& w, const Instr& i, int lane, const Place& p, u64 bytes, Access kind, const Recorder& as,
                  bool async_proxy = false, bool equal = false);
 
+u32 strength(const Request& r);  // the flags of its stamps
 Recorder recorder(const Warp& w, int lane);
 string address_name(const Warp& w, const Place& p, u64 at);
 

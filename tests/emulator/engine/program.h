@@ -74,6 +74,7 @@ struct Program {
     u64 shared_base = 0, static_end = 0, dynamic_align = 16;
     bool has_dynamic = false;
     bool has_wgmma = false;
+    bool has_async = false;               // bulk copies or wgmma
     u64 dynamic_offset() const { return (static_end + dynamic_align - 1) / dynamic_align * dynamic_align; }
     u64 local_bytes = 0;
     vector<u64> param_offsets;

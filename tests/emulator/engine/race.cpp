@@ -24,8 +24,9 @@ namespace {
 // Two strong accesses do not race if each is within the scope of the other.
 bool both_strong(const Agent& me, u32 other, u32 stamp) {
     if (!(me.stamp & stamp & kStrong)) return false;
-    bool same_group = other - me.base < me.span;
-    return same_group || !((me.stamp | stamp) & kBlockScope);
+    const u32 scopes = me.stamp | stamp, mine = me.id - me.base, theirs = other - me.base;
+    if (theirs >= me.span) return !(scopes & (kBlockScope | kClusterScope));
+    return !(scopes & kBlockScope) || mine % me.threads / me.block == theirs % me.threads / me.block;
 }
 
 // A write of the generic proxy is seen by the async proxy behind a fence.proxy.async only.
@@ -120,7 +121,7 @@ Conflict RaceChecker::word(const Agent& me, Cell& cell, Access kind, bool equal)
         if (!equal || kind != Access::write) return {"write", cell.writer, cell.write_pc};
         ++benign;
     }
-    if (me.async_proxy && kind == Access::read && cell.written && !proxied(me, cell)) {
+    if (me.async_proxy && cell.written && !proxied(me, cell)) {
         return {"proxy", cell.writer, cell.write_pc};
     }
     if (kind == Access::read) {
@@ -132,6 +133,22 @@ Conflict RaceChecker::word(const Agent& me, Cell& cell, Access kind, bool equal)
         if (conflict.kind) return conflict;
     }
     cell = {me.id, me.stamp, 0, 0, me.pc, 0};
+    return {};
+}
+
+Conflict RaceChecker::pending(const Agent& me, const Cell* cells, u64 words) {
+    auto check = [&](const Cell& cell) -> Conflict {
+        if (cell.written && !ordered(me, cell.writer, cell.written)) return {"write", cell.writer, cell.write_pc};
+        return cell.read ? unordered_reader(me, cell) : Conflict{};
+    };
+    for (u64 k = 0; k < words; ++k) {
+        if (k && !memcmp(&cells[k], &cells[k - 1], sizeof(Cell))) continue;
+        const bool whole = cells[k].read != kSplit;
+        for (u32 b = 0; b < (whole ? 1 : 4); ++b) {
+            Conflict found = check(whole ? cells[k] : bytes_[cells[k].reader * 4 + b]);
+            if (found.kind) return found;
+        }
+    }
     return {};
 }
 

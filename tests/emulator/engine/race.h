@@ -8,6 +8,7 @@ namespace ptx {
 constexpr u32 kClockMask = 0x0fffffff;
 constexpr u32 kStrong = 0x80000000;      // atomic, volatile, relaxed, acquire or release
 constexpr u32 kBlockScope = 0x40000000;  // strong within the block only
+constexpr u32 kClusterScope = 0x20000000;  // within the cluster only
 constexpr u32 kReadSet = 0xffffffff;     // the reader is the number of a set of readers
 constexpr u32 kSplit = 0xfffffffe;       // the reader is the number of four cells, one a byte
 
@@ -27,10 +28,11 @@ struct Shadow {
 struct Agent {
     const LaneClock* lane;
     u32 threads, base, span; // ids of its group: [base, base + span)
+    u32 block;               // threads of a block
     u32 id, stamp;           // what to record: global id, clock with flags
     u32 pc;
     u32 self;                // global id of the thread itself
-    bool async_proxy;        // sees writes of the generic proxy only through a fence.proxy.async
+    bool async_proxy;        // sees what the generic proxy wrote only through a fence.proxy.async
 };
 
 enum class Access : u8 { read, write, update };  // update: an atomic that reads and writes
@@ -46,6 +48,8 @@ public:
     // nothing, which may meet an unordered write.
     Conflict access(const Agent& me, Cell* cells, u64 offset, u32 bytes, Access kind, bool equal);
     static bool ordered(const Agent& me, u32 other, u32 stamp);
+    // The first access to `words` cells that is not ordered before me.
+    Conflict pending(const Agent& me, const Cell* cells, u64 words);
     void release(Cell* cells, u64 words);  // the cells are going away
     u64 benign = 0;
 

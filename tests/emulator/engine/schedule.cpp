@@ -1,7 +1,9 @@
 // Running a grid: which group, which warp, which lanes come next.
 #include <algorithm>
 
+#include "ending.h"
 #include "fragments.h"
+#include "mbarrier.h"
 #include "setup.h"
 #include "sync.h"
 
@@ -10,7 +12,9 @@ namespace {
 
 constexpr u64 kFixedQuantum = 64, kGroupSlice = 1 << 17;
 
-void leave(Warp& w, u32 mask) {
+void leave(Warp& w, const Instr& i, u32 mask) {
+    note_exit(w, mask);
+    if (w.block->live_threads == u32(__builtin_popcount(mask))) check_end(w, i, __builtin_ctz(mask));
     w.live &= ~mask;
     w.block->live_threads -= u32(__builtin_popcount(mask));
     ++w.block->group->grid->progress;
@@ -60,7 +64,7 @@ bool step(Warp& w, Grid& grid) {
         } else {
             remove_fragment(w, f);
         }
-        if (active) leave(w, active);
+        if (active) leave(w, i, active);
     } else {
         branch(w, f, i, active);
     }
@@ -164,6 +168,7 @@ void run_grid(Grid& grid) {
             const u64 before = grid.progress;
             u64 still = 0;
             do {
+                if (!now.group->late.empty()) deliver(*now.group, false);
                 bool went = turn(grid, now.warps);
                 moved |= went;
                 still = grid.progress == before ? still + 1 : 0;
@@ -181,6 +186,9 @@ void run_grid(Grid& grid) {
             idle_turns = 0;
             continue;
         }
+        bool late = false;
+        for (Resident& r : resident) late |= deliver(*r.group, true);
+        if (late) continue;
         // nothing has changed: let another group in, or give up
         if (next < groups) room = std::min<size_t>(room + 1, 1024);
         else if (!moved || (!grid.spinning.empty() && ++idle_turns > 200)) deadlock(grid, *resident[0].group);

@@ -88,6 +88,7 @@ std::unique_ptr<Block> make_block(Grid& grid, Group& group, const u32* index, u3
     block->shared_cells.assign(bytes / 4 + 16, Cell{});
     block->shared_valid.assign(bytes / 4 + 16, 0);
     block->shadow = {block->shared_cells.data(), block->shared_valid.data(), nullptr};
+    block->ended = Joiner(group.index);
     for (Barrier& b : block->barriers) b.released = b.proxied = Joiner(group.index);
     for (u32 k = 0; k < grid.warps_per_block; ++k) block->warps.push_back(make_warp(grid, *block, k));
     return block;

@@ -1,6 +1,8 @@
 // Fences, acquire and release through memory.
 #include "sync.h"
 
+#include <algorithm>
+
 namespace ptx {
 
 KnownRef snapshot(const Warp& w, int lane) {
@@ -27,9 +29,11 @@ void learn(Warp& w, int lane, const KnownRef& known, const KnownRef& proxied) {
 
 namespace {
 
-enum Level : int { kBlockLevel, kDeviceLevel };
+enum Level : int { kBlockLevel, kClusterLevel, kDeviceLevel };
 
-Level level_of(Scope scope) { return scope == Scope::cta ? kBlockLevel : kDeviceLevel; }
+Level level_of(Scope scope) {
+    return scope == Scope::cta ? kBlockLevel : scope == Scope::cluster ? kClusterLevel : kDeviceLevel;
+}
 
 std::map<u64, SyncVariable>& variables(Warp& w, const Place& p) {
     return p.space == Space::shared ? p.owner->syncs : w.block->group->grid->syncs;
@@ -37,9 +41,12 @@ std::map<u64, SyncVariable>& variables(Warp& w, const Place& p) {
 
 void hear(Warp& w, int lane, const SyncVariable& v, Order order, Scope scope) {
     LaneClock& clock = w.lanes[lane];
-    for (int level : {kBlockLevel, kDeviceLevel}) {
-        const bool same_block = v.group[level] == w.block->linear;
-        const bool reaches = same_block || (level == kDeviceLevel && scope != Scope::cta);
+    const Level mine = level_of(scope);
+    for (int level : {kBlockLevel, kClusterLevel, kDeviceLevel}) {
+        const bool same_block = v.block[level] == w.block->linear;
+        const bool same_cluster = v.group[level] == w.block->group->index;
+        const int least = same_block ? kBlockLevel : same_cluster ? kClusterLevel : kDeviceLevel;
+        const bool reaches = std::min<int>(level, mine) >= least;
         if (!v.released[level] || !reaches) continue;
         if (order == Order::acquire || order == Order::acq_rel) {
             learn(w, lane, v.released[level]);
@@ -65,12 +72,15 @@ void release(Warp& w, int lane, std::map<u64, SyncVariable>& table, u64 key, con
     }
     SyncVariable& v = at == table.end() ? table[key] : at->second;
     if (!update) v = {};
-    if (level == kBlockLevel && v.group[level] != w.block->linear) v.released[level] = {};
+    const u32 group = w.block->group->index;
+    const bool others = level == kBlockLevel ? v.block[level] != w.block->linear : v.group[level] != group;
+    if (level != kDeviceLevel && others) v.released[level] = {};
     Joiner joiner(w.block->group->index);
     joiner.add(v.released[level]);
     joiner.add(what);
     v.released[level] = joiner.take();
-    v.group[level] = w.block->linear;
+    v.block[level] = w.block->linear;
+    v.group[level] = group;
 }
 
 template <class F>
@@ -130,6 +140,13 @@ void fence_proxy(Warp& w, const Instr&, u32 m) {
     });
 }
 
+// The mbarriers these lanes have initialised become visible to bulk copies and to the cluster.
+void fence_mbarriers(Warp& w, const Instr&, u32 m) {
+    each_lane(m, [&](int l) {
+        for (auto& [at, barrier] : w.block->mbarriers) barrier.published |= barrier.creator == w.lanes[l].id;
+    });
+}
+
 void nothing(Warp&, const Instr&, u32) {}
 
 void pause(Warp& w, const Instr&, u32) { w.yield = true; }
@@ -146,7 +163,7 @@ bool decode_sync(Decoder& d, const Statement& st, Instr& i) {
         i.run = has(st, "proxy") ? (has(st, "async") || has(st, "async::generic") ? fence_proxy : nothing) : fence;
         for (size_t k = 1; k < st.op.size(); ++k) {
             if (st.op[k].rfind("async", 0) == 0) i.run = fence_proxy;
-            if (st.op[k].rfind("mbarrier_init", 0) == 0) i.run = nothing;
+            if (st.op[k].rfind("mbarrier_init", 0) == 0) i.run = fence_mbarriers;
         }
         return true;
     }

@@ -23,7 +23,7 @@ void BulkCopy::plain(Space to_space, u64 to, Space from_space, u64 from, u64 byt
     const Place source = find_place(w_, i_, lane_, from_space, from, u32(bytes), "bulk read", 16);
     const Place target = find_place(w_, i_, lane_, to_space, to, u32(bytes), "bulk write", 16);
     check_range(w_, i_, lane_, source, bytes, Access::read, reads_, true);
-    check_range(w_, i_, lane_, target, bytes, i_.flag ? Access::update : Access::write, writes_);
+    check_range(w_, i_, lane_, target, bytes, i_.flag ? Access::update : Access::write, writes_, true);
     if (i_.flag) reduce_bytes(i_.type, i_.bytes, target.host, source.host, bytes);
     else memcpy(target.host, source.host, bytes);
     if (from_space == Space::global) count(from, bytes);
@@ -35,10 +35,8 @@ void BulkCopy::plain(Space to_space, u64 to, Space from_space, u64 from, u64 byt
 template <class Row>
 void BulkCopy::rows(const Tile& tile, u64 shared, Row row) {
     const TensorMap& map = tile.map;
-    const u32 align = map.swizzle ? 128 : 16;
-    if ((shared & ((1u << kRankShift) - 1)) % align) {
-        const string wanted = std::to_string(align) + " bytes";
-        fail(w_, i_, lane_, "misaligned", "the tile in shared memory must be aligned to " + wanted);
+    if ((shared & ((1u << kRankShift) - 1)) % 128) {
+        fail(w_, i_, lane_, "misaligned", "the tile in shared memory must be aligned to 128 bytes");
     }
     u64 count = 1;
     for (int k = 1; k < map.rank(); ++k) count *= map.box[k];
@@ -74,7 +72,7 @@ void BulkCopy::load_row(const Tile& tile, u64 global, i64 first, bool inside, u6
     for (u64 b = 0; b < bytes; b += 16) {
         const u64 at = swizzled(shared + row * bytes + b, map.swizzle_bytes());
         const Place p = find_place(w_, i_, lane_, Space::shared, at, 16, "tensor write");
-        check_access(w_, i_, lane_, p, 16, Access::write, false, writes_);
+        check_access(w_, i_, lane_, p, 16, Access::write, false, writes_, true);
         memcpy(p.host, &data[b], 16);
     }
 }
@@ -97,7 +95,7 @@ void BulkCopy::store_row(const Tile& tile, u64 global, i64 first, u64 shared, u6
     const Place p = find_place(w_, i_, lane_, Space::global, at, u32(length), "tensor write", 1);
     const u8* source = &data[u64(from - first) * size];
     const bool equal = !memcmp(p.host, source, length);
-    check_range(w_, i_, lane_, p, length, i_.flag ? Access::update : Access::write, writes_, false, equal);
+    check_range(w_, i_, lane_, p, length, i_.flag ? Access::update : Access::write, writes_, true, equal);
     if (i_.flag) reduce_bytes(map.element_type(), i_.bytes, p.host, source, length);
     else memcpy(p.host, source, length);
     count(at, length);

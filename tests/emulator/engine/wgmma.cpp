@@ -117,7 +117,37 @@ void need_fence(Warp& w, const Instr& i, const vector<Operand>& list) {
     }
 }
 
+bool overlap(const Warp::Flight& f, const Operand& o) {
+    const u32 bytes = o.width ? o.width * kLanes : 4;
+    return o.offset < f.end && f.first < o.offset + bytes;
+}
+
+void in_flight(Warp& w, const Instr& i, const Warp::Flight& f, bool writes) {
+    const string verb = writes ? "overwrites " : "reads ";
+    const string what = f.result ? "an accumulator of a wgmma" : "registers a wgmma reads";
+    fail(w, i, 0, "wgmma not waited for", "this " + verb + what + " in flight, issued at " +
+         place_of(*w.block->group->grid->program, f.pc));
+}
+
+void run(Warp& w, const Instr& i, u32);
+
+// Of registers in flight a wgmma may use only accumulators, as accumulators of the same shape.
+void watch_operands(Warp& w, const Instr& i) {
+    for (const Warp::Flight& f : w.flights) {
+        const Instr& by = w.block->group->grid->program->code[f.pc];
+        const bool alike = f.result && (by.run != run || (by.n == i.n && by.op == i.op));
+        for (const Operand& o : i.list) {
+            if (f.result && overlap(f, o)) in_flight(w, i, f, false);
+        }
+        for (const Operand& o : i.list3) {
+            if (!alike && overlap(f, o)) in_flight(w, i, f, true);
+        }
+    }
+}
+
 void run(Warp& w, const Instr& i, u32) {
+    w.wgmmas = w.wgmmas * 31 + i.pc;
+    watch_operands(w, i);
     need_fence(w, i, i.list3);
     need_fence(w, i, i.list);
     if (w.index / 4 * 4 + 4 > int(w.block->warps.size())) {
@@ -161,18 +191,6 @@ void wait(Warp& w, const Instr& i, u32) {
         lane.done[kWgmma - 1] = std::max(lane.done[kWgmma - 1], done);
         ++lane.clock;
     }
-}
-
-bool overlap(const Warp::Flight& f, const Operand& o) {
-    const u32 bytes = o.width ? o.width * kLanes : 4;
-    return o.offset < f.end && f.first < o.offset + bytes;
-}
-
-void in_flight(Warp& w, const Instr& i, const Warp::Flight& f, bool writes) {
-    const string verb = writes ? "overwrites " : "reads ";
-    const string what = f.result ? "an accumulator of a wgmma" : "registers a wgmma reads";
-    fail(w, i, 0, "wgmma not waited for", "this " + verb + what + " in flight, issued at " +
-         place_of(*w.block->group->grid->program, f.pc));
 }
 
 void decode_mma_async(Decoder& d, const Statement& st, Instr& i) {
