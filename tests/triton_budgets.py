@@ -97,10 +97,9 @@ def static_excesses(budget: Budget, capability: int, rows: list[dict[str, Any]])
     """Spills, and main loops of products that are not what they must be."""
     found = [f"{row['kernel']} spills" for row in rows if row["spilled"]]
     for row in rows:
-        name, limits = row["kernel"], budget.more.get(row["kernel"], {})
+        name, wanted = row["kernel"], TENSOR.get(capability)
         if name not in budget.useful:
             continue
-        wanted = TENSOR.get(capability) if limits.get("wgmma", 1) else TENSOR[80]
         if wanted and row["tensor"] != [wanted]:
             found.append(f"{name}: {row['tensor']} in the main loop, not {wanted}")
         if (row["integers_per_product"] or 0) > INTEGERS:

@@ -32,9 +32,13 @@ def _attend(
     k_row_stride, k_d_stride, v_row_stride, v_d_stride, mask_query_stride, mask_key_stride,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr,
-    MASK: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr, SPREAD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(acc, total, peak) after keys begin to end; WHOLE: every query sees every one of them."""
+    """(acc, total, peak) after keys begin to end; WHOLE: every query sees every one of them.
+
+    SPREAD: `total` has a sum for every column of the tile, which are added up at the very end.
+    """
     for start in range(begin, end, BLOCK_N):
         key_offs = start + tl.arange(0, BLOCK_N)
         k = load_rows(k_ptr, key_offs, keys, k_row_stride, k_d_stride, D, BLOCK_D)
@@ -54,7 +58,10 @@ def _attend(
             origin = tl.where(top == float("-inf"), 0.0, top)  # nothing seen yet: p is 2^-inf = 0
         p = tl.exp2(s - origin[:, None])
         correction = tl.exp2(peak - origin)
-        total = total * correction + tl.sum(p, axis=1)
+        if SPREAD:
+            total = total * correction[:, None] + p
+        else:
+            total = total * correction + tl.sum(p, axis=1)
         v = load_rows(v_ptr, key_offs, keys, v_row_stride, v_d_stride, DV, BLOCK_DV)
         acc = tl.dot(p.to(v.dtype), v, acc * correction[:, None], input_precision=PRECISION)
         peak = top
@@ -71,7 +78,7 @@ def _attention_forward_kernel(
     mask_batch_stride, mask_head_stride, mask_query_stride, mask_key_stride,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     MASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of one head: out = softmax(q k^T scale + mask) v, lse = log of the sums.
 
@@ -92,7 +99,7 @@ def _attention_forward_kernel(
         end, whole = tl.minimum(keys, (block + 1) * BLOCK_M), tl.minimum(keys, block * BLOCK_M)
     whole = whole // BLOCK_N * BLOCK_N if MASK == "none" else 0
     acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_N) if SPREAD else (BLOCK_M,), tl.float32)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     for part in tl.static_range(2 if MASK == "none" else 1):
         acc, total, peak = _attend(
@@ -102,8 +109,10 @@ def _attention_forward_kernel(
             whole if MASK == "none" and part == 0 else end, queries, keys, scale,
             k_row_stride, k_d_stride, v_row_stride, v_d_stride, mask_query_stride, mask_key_stride,
             BLOCK_N, BLOCK_D, BLOCK_DV, D, DV,
-            MASK, CAUSAL, MASK == "none" and part == 0, PRECISION,
+            MASK, CAUSAL, MASK == "none" and part == 0, SPREAD, PRECISION,
         )  # fmt: skip
+    if SPREAD:
+        total = tl.sum(total, axis=1)
     seen = total > 0
     out = acc / tl.where(seen, total, 1.0)[:, None]
     lse = tl.where(seen, (peak + tl.log2(total)) * _LN2, float("inf"))
@@ -138,7 +147,7 @@ def attention_triton(
         heads, heads // k.shape[1], queries, keys, scale * LOG2E,
         *q.stride(), *k.stride(), *v.stride(), *mask_strides,
         D=size, DV=value_size, BLOCK_D=block_features(size), BLOCK_DV=block_features(value_size),
-        MASK=kind, CAUSAL=is_causal, **config.keywords(),
+        MASK=kind, CAUSAL=is_causal, SPREAD=config.spread, **config.keywords(),
     )  # fmt: skip
     return out, lse
 

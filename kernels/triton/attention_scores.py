@@ -25,6 +25,7 @@ class AttentionConfig:
     num_warps: int
     num_stages: int
     precision: str = "ieee"  # of float32 products; others know only one
+    spread: bool = False  # of the forward pass: rows' sums stay apart by columns until the end
 
     def keywords(self) -> dict[str, int | str]:
         """As the kernels and the launch take it."""
@@ -115,7 +116,9 @@ def forward_config(
     if features > 128:
         rows = 128 if capability[0] == WGMMA and queries > 64 else few
         keys = 64 if capability == (8, 0) else 32  # of 32, eight warps multiply q k^T twice
-        return AttentionConfig(rows, keys, num_warps=8, num_stages=2)
+        # there rows are divided among warps, which would hand one another sums at every step
+        spread = keys == 64
+        return AttentionConfig(rows, keys, num_warps=8, num_stages=2, spread=spread)
     if queries <= 64 or masked:
         return AttentionConfig(few, 64, num_warps=4, num_stages=2)
     stages = 3 if features <= 64 and capability[0] != TCGEN05 else 2  # a third would spill there
@@ -128,7 +131,7 @@ def backward_config(
     """The tiles of the kernels of dQ and of dK and dV; pure.
 
     A wgmma is of 64 rows for each four warps: rows of queries for dQ, of keys for dK and dV. Fewer
-    rows than that would be multiplied twice, or, of 256 features, are all that registers hold.
+    rows than that would be multiplied twice; of 256 features eight warps share 64 rows of keys.
     """
     features = block_features(size)
     if dtype == torch.float32:
@@ -144,8 +147,11 @@ def backward_config(
     if features <= 128:
         config = AttentionConfig(64, 64, num_warps=8, num_stages=2)
         return config, config
-    dkdv = AttentionConfig(32, 32, num_warps=4, num_stages=2)
-    return AttentionConfig(64 if wgmma else 32, 32, num_warps=4, num_stages=2), dkdv
+    if wgmma:
+        dq = AttentionConfig(64, 32, num_warps=4, num_stages=2)
+        return dq, AttentionConfig(32, 64, num_warps=8, num_stages=2)
+    config = AttentionConfig(32, 32, num_warps=4, num_stages=2)
+    return config, config
 
 
 def mask_gradient_config(
