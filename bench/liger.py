@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from bench.torch_sequence import BYTES, Pass
 from pyfast.testing import Case
 
 
@@ -42,6 +43,18 @@ def cross_entropy(case: Case) -> None:
     cross_entropy_forward(
         logits, inputs["target"], None, -100, 0.0, 0.0, "mean", None, False
     )  # fmt: skip
+
+
+def passes(case: Case, processors: int) -> list[Pass]:
+    """What Liger leaves to torch beside its kernels: partial weight gradients, a row for each
+    processor, are added up and then rounded."""
+    names = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}.get(case.op, ())
+    cols = case.inputs(torch.bfloat16)["weight"].numel() if names else 0
+    found = []
+    for name in names:
+        found.append(Pass(f"sum, grad of {name}", 4 * cols * (processors + 1)))
+        found.append(Pass(f"to bfloat16, grad of {name}", (4 + BYTES) * cols))
+    return found
 
 
 CALLS: dict[str, Callable[[Case], None]] = {}

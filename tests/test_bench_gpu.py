@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from bench import gpu_model, sass, torch_sequence
+from bench import gpu_model, liger, sass, torch_sequence
 from bench.gpu_model import GPUS, WORKS, Work, continued, launches, seconds
 from pyfast import backend, testing
 from tests.emulator import Stats
@@ -74,6 +74,15 @@ def test_unfused_attention_moves_its_scores() -> None:
     assert all(p.bytes >= 2 * 2 * 64 * 64 for p in told)
     for work in WORKS:
         assert torch_sequence.passes(work.case(work.small[0]))
+
+
+def test_liger_is_charged_for_what_it_leaves_to_torch() -> None:
+    case = testing.norm("layer_norm", 8, 64)
+    told = liger.passes(case, 100)
+    assert [p.what.split(",")[0] for p in told] == ["sum", "to bfloat16"] * 2
+    assert told[0].bytes == 4 * 64 * 101
+    assert len(liger.passes(testing.norm("rms_norm", 8, 64), 100)) == 2
+    assert liger.passes(testing.cross_entropy(8, 64), 100) == []
 
 
 def test_gpu_model_labels_every_number(monkeypatch, capsys) -> None:

@@ -69,6 +69,8 @@ EDGES = [
 @pytest.mark.parametrize("case", EDGES, ids=str)
 def test_triton_takes_any_size(case, on_triton) -> None:
     assert_as_good_as_torch(case, torch.bfloat16)
+    with emulated(order="random", seed=2, perturb=True):
+        assert_as_good_as_torch(case, torch.bfloat16)
 
 
 def misaligned(_: str, t: Tensor) -> Tensor:

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import pytest
 import torch
 
 import pyfast
 from pyfast.testing import Case
-from tests.emulator import Unsupported
 from tests.emulator.triton import Launch, emulated
 from tests.run_case import assert_as_good_as_torch
 
@@ -25,11 +23,8 @@ def check(
     case: Case, dtype: torch.dtype, capability: int, change: Any = None, **options: Any
 ) -> list[Launch]:
     """Values and gradients are as good as torch's and no rule of memory is broken; the launches."""
-    try:
-        with emulated(capability, **options) as log, pyfast.using("triton"):
-            assert_as_good_as_torch(case, dtype, change)
-    except Unsupported as error:
-        pytest.skip(f"the emulator does not model this yet: {error}")
+    with emulated(capability, **options) as log, pyfast.using("triton"):
+        assert_as_good_as_torch(case, dtype, change)
     assert log and {launch.binary.capability for launch in log} == {capability}
     return log
 
