@@ -52,6 +52,12 @@ def value(case: testing.Case, dtype: torch.dtype = torch.float32) -> None:
         assert_as_good_as_torch(case, dtype)
 
 
+def many_rows() -> None:
+    """A program has more rows than it keeps statistics of, the last one fewer."""
+    with emulated(processors=1):
+        assert_as_good_as_torch(testing.norm("layer_norm", 70, 4096), torch.float32)
+
+
 def hostile_target() -> None:
     """A target that is no class is not read."""
     with emulated():
@@ -99,6 +105,27 @@ DEFECTS = [
         "plane += tl.num_programs(0).to(tl.int64) * partial_row_stride",
         "plane += 0",
         norm(53),
+    ),
+    (
+        "the statistics of the row before",
+        "norm.py",
+        "rstds = tl.where(slots == i, rstd, rstds)",
+        "rstds = tl.where(slots == i + 1, rstd, rstds)",
+        norm(53),
+    ),
+    (
+        "rows past the last of a program",
+        "norm.py",
+        "tl.minimum(rows_each, tl.cdiv(n_rows - first, PERIOD)).to(tl.int32)",
+        "rows_each",
+        many_rows,
+    ),
+    (
+        "statistics of the first rows only",
+        "norm.py",
+        "rows, row_mask = first + (begin + slots) * PERIOD, begin + slots < count",
+        "rows, row_mask = first + slots * PERIOD, begin + slots < count",
+        many_rows,
     ),
     (
         "the sum normalised before it is rounded",
@@ -214,5 +241,5 @@ def test_defect_is_caught(file, old, new, check, tmp_path) -> None:
 def test_sources_as_they_are_pass(tmp_path) -> None:
     """In a copy too: what the defects fail by are the defects."""
     with mutated(tmp_path, "norm.py", "n_cols", "n_cols"):
-        for check in dict.fromkeys(defect[4] for defect in DEFECTS[:6] + DEFECTS[10:12]):
+        for check in dict.fromkeys(defect[4] for defect in DEFECTS[:9] + DEFECTS[13:15]):
             check()

@@ -110,7 +110,8 @@ def norm_forward_kernel(
                 tl.store(sum_ptr + start + offs, rounded, mask=mask)
                 v = rounded.to(tl.float32)  # what is normalised is the sum as stored
             if CENTRE:
-                mean = tl.sum(v, axis=0) / n_cols
+                # exact, as what is left of equal columns grows by 1 / sqrt(eps)
+                mean = tl.div_rn(tl.sum(v, axis=0), n_cols.to(tl.float32))
                 means = tl.where(slots == i, mean, means)
                 v = tl.where(mask, v - mean, 0.0)
             rstd = 1.0 / tl.sqrt_rn(tl.sum(v * v, axis=0) / n_cols + eps)
@@ -169,7 +170,7 @@ def norm_backward_kernel(
                 g = dy * weight
             dx = g - xhat * (tl.sum(g * xhat, axis=0) / n_cols)
             if mean_ptr is not None:
-                dx -= tl.sum(g, axis=0) / n_cols
+                dx -= tl.div_rn(tl.sum(g, axis=0), n_cols.to(tl.float32))
             dx *= rstd
             if grad_sum_ptr is not None:
                 dx += tl.load(grad_sum_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)

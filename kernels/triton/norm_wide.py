@@ -72,7 +72,7 @@ def wide_norm_forward_kernel(
     row_mean = 0.0
     total = tl.sum(squares, axis=0)
     if CENTRE:
-        row_mean = tl.sum(count * mean, axis=0) / n_cols
+        row_mean = tl.div_rn(tl.sum(count * mean, axis=0), n_cols.to(tl.float32))
         d = mean - row_mean
         total += tl.sum(count * d * d, axis=0)
         tl.store(mean_ptr + tl.program_id(0), row_mean)
@@ -129,7 +129,7 @@ def wide_norm_backward_kernel(
     gx_mean = tl.sum(gx_sums, axis=0) / n_cols
     g_mean = 0.0
     if mean_ptr is not None:
-        g_mean = tl.sum(g_sums, axis=0) / n_cols
+        g_mean = tl.div_rn(tl.sum(g_sums, axis=0), n_cols.to(tl.float32))
     for begin in range(0, n_cols + SECTOR - GROUP, BLOCK_COLS):
         offs = first_offs + begin
         mask = (offs >= 0) & (offs < n_cols)
