@@ -30,6 +30,7 @@ class Config(NamedTuple):
     group: int  # elements; divides every offset a row can begin at
     sector: int  # elements
     num_warps: int
+    ahead: int  # rows whose statistics are loaded at once
 
 
 def vector_group(cols: int, itemsize: int) -> int:
@@ -57,7 +58,8 @@ def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Confi
     if rows_each > 8:
         rows_each = triton.cdiv(rows_each, 8) * 8
     programs = triton.cdiv(rows, rows_each * period) * period
-    return Config(programs, rows_each, block, group, sector, num_warps)
+    ahead = 32 * num_warps if period > 1 else 32
+    return Config(programs, rows_each, block, group, sector, num_warps, ahead)
 
 
 @triton.jit
@@ -133,11 +135,12 @@ def norm_backward_kernel(
     grad_out_ptr, grad_sum_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, dx_ptr, partial_ptr,
     n_rows, rows_each, n_groups, partial_row_stride,
     NEED_WEIGHT: tl.constexpr, NEED_BIAS: tl.constexpr,
-    GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """dx = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum, g = grad_out weight; a row at a time.
 
     The program's own sums of grad_out xhat and of grad_out go to its rows of partial [2, programs].
+    Statistics of AHEAD rows are loaded at once, each by one lane, where they lie sectors apart.
     """
     PERIOD: tl.constexpr = SECTOR // GROUP
     n_cols = n_groups * GROUP
@@ -148,11 +151,21 @@ def norm_backward_kernel(
     dbias = tl.zeros((BLOCK_COLS,), tl.float32)
     first, count = _walk(n_rows, rows_each, PERIOD)
     slots = tl.arange(0, STATS)
+    some = tl.arange(0, AHEAD)
+    means_ahead = tl.zeros((AHEAD,), tl.float32)
+    rstds_ahead = tl.zeros((AHEAD,), tl.float32)
     for begin in range(0, count, STATS):
-        rows, row_mask = first + (begin + slots) * PERIOD, begin + slots < count
-        rstds = tl.load(rstd_ptr + rows, mask=row_mask, other=0.0)
-        if mean_ptr is not None:
-            means = tl.load(mean_ptr + rows, mask=row_mask, other=0.0)
+        if begin % AHEAD == 0:
+            rows, row_mask = first + (begin + some) * PERIOD, begin + some < count
+            rstds_ahead = tl.load(rstd_ptr + rows, mask=row_mask, other=0.0)
+            if mean_ptr is not None:
+                means_ahead = tl.load(mean_ptr + rows, mask=row_mask, other=0.0)
+        rstds = rstds_ahead
+        means = means_ahead
+        if AHEAD > STATS:
+            rstds = tl.gather(rstds_ahead, begin % AHEAD + slots, 0)
+            if mean_ptr is not None:
+                means = tl.gather(means_ahead, begin % AHEAD + slots, 0)
         for i in range(0, tl.minimum(count - begin, STATS)):
             start = (first + (begin + i) * PERIOD) * n_cols - shift
             xhat = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)

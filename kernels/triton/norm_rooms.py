@@ -118,7 +118,7 @@ def _launch_backward(operands: tuple, need_weight: bool, need_bias: bool) -> Ten
         *operands, partial,
         rows, config.rows_each, cols // config.group, partial.shape[2],
         NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, GROUP=config.group, SECTOR=config.sector,
-        BLOCK_COLS=config.block_cols, num_warps=config.num_warps,
+        BLOCK_COLS=config.block_cols, AHEAD=config.ahead, num_warps=config.num_warps,
     )  # fmt: skip
     return partial
 
