@@ -66,6 +66,7 @@ DEFECTS = {  # name: (grid, block, arguments before `bug`, words of the message)
     "uninitialised_mbarrier": (1, 32, lambda: [o(32)], ["mbarrier", "initialised"]),
     "endless_loop": (1, 32, lambda: [o(32)], ["budget"]),
     "missing_proxy_fence": (1, 32, lambda: [x(32), o(32)], ["fence.proxy.async"]),
+    "read_only_of_written": (1, 32, lambda: [x(32), o(64)], ["without coherence", "arg1[0]"]),
     "failing_assertion": (1, 32, lambda: [x(32), o(32)], ["assert"]),
     "local_out_of_bounds": (1, 32, lambda: [ints(32), ints(32)], ["out of bounds", "local"]),
 }

@@ -4,6 +4,8 @@ Triton's code is proven on hardware: it comes out right only if fragments, swizz
 barriers are what the hardware has.
 """
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from tests.emulator import Violation, library
 
 triton = pytest.importorskip("triton", reason="needs triton")
 tl = pytest.importorskip("triton.language")
+compiled = pytest.importorskip("tests.emulator.triton").compiled
 emulated = pytest.importorskip("tests.emulator.triton").emulated
 libdevice = pytest.importorskip("triton.language.extra.libdevice")
 TensorDescriptor = pytest.importorskip("triton.tools.tensor_descriptor").TensorDescriptor
@@ -96,6 +99,27 @@ def test_descriptors_made_on_the_device(arch: int) -> None:
     assert torch.equal(out, 2 * x)
     if arch == 90:
         assert "cp.async.bulk.tensor" in log[0].binary.ptx
+
+
+def test_device_descriptors_want_the_acquiring_fence() -> None:
+    """Without it the copy may read the map as it was: the same PTX with the fence taken out."""
+    x, out = torch.randn(50, 40), torch.empty(50, 40)
+    with compiled(90) as log:
+        device_descriptor_kernel[(2, 2)](x, out, 50, 40, 32)
+    binary, fence = log[0].binary, "fence.proxy.tensormap::generic.acquire"
+    names = [f"{fence}.gpu [", fence]
+    assert any(name in binary.ptx for name in names)
+    lines = [line for line in binary.ptx.splitlines() if fence not in line]
+    broken = dataclasses.replace(binary, ptx="\n".join(lines))
+    scratch = torch.zeros(1 << 14, dtype=torch.uint8)
+    scratch = scratch[-scratch.data_ptr() % 128 :]
+    kernel, options = binary.name, {"shared_bytes": binary.shared}
+    block = 32 * binary.num_warps
+    args = [x, out, 50, 40, scratch, 0]
+    binary.module.launch(kernel, (2, 2), block, args, **options)
+    assert torch.equal(out, 2 * x)
+    with pytest.raises(Violation, match=r"missing fence\.proxy\.tensormap"):
+        broken.module.launch(kernel, (2, 2), block, args, **options)
 
 
 @triton.jit

@@ -183,6 +183,11 @@ extern "C" __global__ void missing_proxy_fence(const float* x, float* o, int bug
     }
 }
 
+extern "C" __global__ void read_only_of_written(const float* x, float* o, int bug) {
+    o[threadIdx.x] = x[threadIdx.x];
+    o[32 + threadIdx.x] = 2 * (bug ? __ldg(o + threadIdx.x) : *static_cast<volatile float*>(o + threadIdx.x));
+}
+
 extern "C" __global__ void failing_assertion(const float* x, float* o, int bug) {
     assert(x[threadIdx.x] < 100 && !bug);
     o[threadIdx.x] = x[threadIdx.x];

@@ -76,6 +76,7 @@ struct LaneClock {
     u32 done[4] = {0, 0, 0, 0};  // completed clocks of its own engines: cp.async, bulk reads, bulk writes, wgmma
     KnownRef known;
     KnownRef proxied;            // what was ordered before the last fence.proxy.async on the way
+    KnownRef mapped;             // what was ordered before its last acquiring fence.proxy.tensormap
     KnownRef fenced[3];          // what the last fence released: to the block, the cluster, the device
     KnownRef heard[3];           // what relaxed reads have seen, acquired by the next fence
 };

@@ -56,6 +56,19 @@ Request request(const Instr& i, u32 m, Access kind) {
     return r;
 }
 
+// Reads past the coherent cache want memory that the kernel does not write.
+void need_read_only(Warp& w, const Instr& i, const Request& r) {
+    each_lane(r.mask, [&](int l) {
+        const Place& p = r.place[l];
+        if (!p.shadow || !p.shadow->touched) return;
+        for (u64 byte = p.offset; byte < p.offset + r.bytes; ++byte) {
+            if (!(p.shadow->touched[byte / 4] >> (4 + byte % 4) & 1)) continue;
+            fail(w, i, l, "race", "read without coherence (.nc) of " + address_name(w, p, r.at[l]) +
+                 ", which the kernel has written");
+        }
+    });
+}
+
 void load(Warp& w, const Instr& i, u32 m) {
     Request r = request(i, m, Access::read);
     addresses(w, i, 0, m, r.at);
@@ -64,6 +77,7 @@ void load(Warp& w, const Instr& i, u32 m) {
         acquire_from(w, i, r);
         w.yield = true;  // perhaps a poll
     }
+    if (i.flag && w.block->group->grid->options.check) need_read_only(w, i, r);
     check_request(w, i, r);
     deliver(w, i, r);
 }
@@ -123,6 +137,7 @@ void decode_access(Decoder& d, const Statement& st, Instr& i, const Arg& address
     i.count = u8(count_of(st));
     i.space = space_of(st);
     i.order = order_of(st, Order::weak);
+    i.flag = has(st, "nc");
     i.scope = scope_of(st, Scope::sys);
     d.address(address, i);
 }

@@ -140,6 +140,10 @@ void fence_proxy(Warp& w, const Instr&, u32 m) {
     });
 }
 
+void fence_tensormap(Warp& w, const Instr&, u32 m) {
+    each_lane(m, [&](int l) { w.lanes[l].mapped = snapshot(w, l); });
+}
+
 // The mbarriers these lanes have initialised become visible to bulk copies and to the cluster.
 void fence_mbarriers(Warp& w, const Instr&, u32 m) {
     each_lane(m, [&](int l) {
@@ -163,6 +167,7 @@ bool decode_sync(Decoder& d, const Statement& st, Instr& i) {
         i.run = has(st, "proxy") ? (has(st, "async") || has(st, "async::generic") ? fence_proxy : nothing) : fence;
         for (size_t k = 1; k < st.op.size(); ++k) {
             if (st.op[k].rfind("async", 0) == 0) i.run = fence_proxy;
+            if (st.op[k].rfind("tensormap", 0) == 0 && has(st, "acquire")) i.run = fence_tensormap;
             if (st.op[k].rfind("mbarrier_init", 0) == 0) i.run = fence_mbarriers;
         }
         return true;

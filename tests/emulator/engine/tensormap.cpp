@@ -13,9 +13,31 @@ Type TensorMap::element_type() const {
     return types[element];
 }
 
+namespace {
+
+// A map written by this kernel is seen behind a fence.proxy.tensormap that acquires it.
+void need_acquired(Warp& w, const Instr& i, int lane, const Place& p) {
+    const Group& group = *w.block->group;
+    const Grid& grid = *group.grid;
+    if (p.space != Space::global || !grid.options.check) return;
+    const KnownRef& mapped = w.lanes[lane].mapped;
+    for (const Cell* cell = p.shadow->cells + p.offset / 4; cell < p.shadow->cells + p.offset / 4 + 32; ++cell) {
+        if (!cell->written) continue;
+        const u32 from = cell->writer / grid.ids_per_group(), id = cell->writer % grid.ids_per_group();
+        const u32 seen = !mapped ? 0 : from == group.index ? mapped->at(id) : mapped->foreign_at(from, id);
+        if (seen < (cell->written & kClockMask)) {
+            fail(w, i, lane, "missing fence.proxy.tensormap", "the tensor map is read as " +
+                 thread_name(grid, cell->writer) + " wrote it at " + place_of(*grid.program, cell->write_pc));
+        }
+    }
+}
+
+}  // namespace
+
 TensorMap read_tensor_map(Warp& w, const Instr& i, int lane, u64 at) {
     const Place p = find_place(w, i, lane, Space::generic, at, 128, "tensor map", 64);
     check_range(w, i, lane, p, 128, Access::read, recorder(w, lane));
+    need_acquired(w, i, lane, p);
     TensorMap map;
     memcpy(&map, p.host, sizeof map);
     auto wrong = [&](const string& what) { fail(w, i, lane, "tensor map", what); };
