@@ -130,6 +130,20 @@ def norm_forward_kernel(
         tl.store(rstd_ptr + rows, rstds, mask=row_mask)
 
 
+@triton.jit
+def _statistics(ptr, first, begin, count, PERIOD: tl.constexpr, AHEAD: tl.constexpr):
+    """Of AHEAD rows of the program, each loaded by one lane."""
+    rows = begin + tl.arange(0, AHEAD)
+    return tl.load(ptr + first + rows * PERIOD, mask=rows < count, other=0.0)
+
+
+@triton.jit
+def _next(ahead, begin, AHEAD: tl.constexpr):
+    """STATS of these, in every warp."""
+    slots = begin % AHEAD + tl.arange(0, STATS)
+    return tl.gather(ahead, slots, 0) if AHEAD > STATS else ahead
+
+
 @triton.jit(do_not_specialize=["n_rows", "rows_each", "n_groups"])
 def norm_backward_kernel(
     grad_out_ptr, grad_sum_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, dx_ptr, partial_ptr,
@@ -147,25 +161,18 @@ def norm_backward_kernel(
     shift, offs, mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
     if weight_ptr is not None:
         weight = tl.load(weight_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK_COLS,), tl.float32)
-    dbias = tl.zeros((BLOCK_COLS,), tl.float32)
+    dweight, dbias = tl.zeros((BLOCK_COLS,), tl.float32), tl.zeros((BLOCK_COLS,), tl.float32)
     first, count = _walk(n_rows, rows_each, PERIOD)
     slots = tl.arange(0, STATS)
-    some = tl.arange(0, AHEAD)
-    means_ahead = tl.zeros((AHEAD,), tl.float32)
-    rstds_ahead = tl.zeros((AHEAD,), tl.float32)
+    means_ahead, rstds_ahead = tl.zeros((AHEAD,), tl.float32), tl.zeros((AHEAD,), tl.float32)
     for begin in range(0, count, STATS):
         if begin % AHEAD == 0:
-            rows, row_mask = first + (begin + some) * PERIOD, begin + some < count
-            rstds_ahead = tl.load(rstd_ptr + rows, mask=row_mask, other=0.0)
             if mean_ptr is not None:
-                means_ahead = tl.load(mean_ptr + rows, mask=row_mask, other=0.0)
-        rstds = rstds_ahead
-        means = means_ahead
-        if AHEAD > STATS:
-            rstds = tl.gather(rstds_ahead, begin % AHEAD + slots, 0)
-            if mean_ptr is not None:
-                means = tl.gather(means_ahead, begin % AHEAD + slots, 0)
+                means_ahead = _statistics(mean_ptr, first, begin, count, PERIOD, AHEAD)
+            rstds_ahead = _statistics(rstd_ptr, first, begin, count, PERIOD, AHEAD)
+        rstds = _next(rstds_ahead, begin, AHEAD)
+        if mean_ptr is not None:
+            means = _next(means_ahead, begin, AHEAD)
         for i in range(0, tl.minimum(count - begin, STATS)):
             start = (first + (begin + i) * PERIOD) * n_cols - shift
             xhat = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
@@ -178,9 +185,7 @@ def norm_backward_kernel(
                 dweight += dy * xhat  # past the row dy is 0
             if NEED_BIAS:
                 dbias += dy
-            g = dy
-            if weight_ptr is not None:
-                g = dy * weight
+            g = dy * weight if weight_ptr is not None else dy
             dx = g - xhat * (tl.sum(g * xhat, axis=0) / n_cols)
             if mean_ptr is not None:
                 dx -= tl.div_rn(tl.sum(g, axis=0), n_cols.to(tl.float32))

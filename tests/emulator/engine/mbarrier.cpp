@@ -194,7 +194,8 @@ Mbarrier& mbarrier_at(Warp& w, const Instr& i, int lane, Space space, u64 at, Pl
 
 void need_published(Warp& w, const Instr& i, int lane, const Mbarrier& m) {
     const KnownRef& proxied = w.lanes[lane].proxied;
-    if (!w.block->group->grid->options.strict || m.published || (proxied && proxied->at(m.creator) >= m.created)) return;
+    const bool fenced = m.published || (proxied && proxied->at(m.creator) >= m.created);
+    if (fenced || !w.block->group->grid->options.strict) return;
     fail(w, i, lane, "missing fence.proxy.async", "the copy completes on an mbarrier whose initialisation "
          "no fence.proxy.async and no fence.mbarrier_init has made visible to it");
 }
