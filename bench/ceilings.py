@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.devices import Cpu
-from bench.timing import interleave
+from bench.timing import interleave, once
 from pyfast import build
 
 SOURCE = Path(__file__).with_name("peak.cpp")
@@ -23,7 +23,8 @@ FLAGS = ("-O2", "-shared", "-fPIC", "-std=c++20")
 PEAKS = ("fma_avx2", "fma_avx512", "avx512_bf16", "amx_bf16")  # functions of peak.cpp
 COPY, MATMUL = "copy", "matmul"
 _COPY_BYTES = 2**28  # far past the last cache
-_MATMUL_SIZE = 2048
+_MATMUL_SIZE, _SLOW_MATMUL_SIZE = 2048, 512
+_SLOW = 5e-3  # seconds of the small matmul from which the large one would take minutes
 
 
 def measure_ceilings(dtypes: list[str], threads: int, isa: str | None = None) -> dict[str, object]:
@@ -35,8 +36,12 @@ def measure_ceilings(dtypes: list[str], threads: int, isa: str | None = None) ->
     source = torch.ones(_COPY_BYTES // 4)
     target = torch.empty_like(source)
     calls = {COPY: lambda: target.copy_(source)}
+    sizes = {}
     for name in dtypes:
-        a = torch.ones(_MATMUL_SIZE, _MATMUL_SIZE, dtype=getattr(torch, name))
+        a = torch.ones(_SLOW_MATMUL_SIZE, _SLOW_MATMUL_SIZE, dtype=getattr(torch, name))
+        slow = min(once(lambda a=a: a @ a) for _ in range(3)) > _SLOW
+        sizes[name] = _SLOW_MATMUL_SIZE if slow else _MATMUL_SIZE
+        a = torch.ones(sizes[name], sizes[name], dtype=getattr(torch, name))
         calls[name] = lambda a=a: a @ a
     times = interleave(calls, rounds=7, warmup=1, repeat=False, budget=4.0)
     best = {name: min(timing.samples) for name, timing in times.items()}
@@ -44,7 +49,7 @@ def measure_ceilings(dtypes: list[str], threads: int, isa: str | None = None) ->
     return {
         "threads": threads,
         "copy_gb_per_s": round(2 * _COPY_BYTES / best[COPY] / 1e9, 2),
-        "matmul_gflops": {n: round(2 * _MATMUL_SIZE**3 / best[n] / 1e9, 1) for n in dtypes},
+        "matmul_gflops": {n: round(2 * sizes[n] ** 3 / best[n] / 1e9, 1) for n in dtypes},
         "peak_gflops": peaks,
         "skipped": skipped,
     }

@@ -1,5 +1,6 @@
 // Huge pages for large fresh buffers: a gradient of 100 MB costs 25,000 page faults in pages of 4 KB, at 0.5 to 1.3 us
-// each more time than computing it. malloc takes from 32 MB on (often less) fresh pages each time.
+// each more time than computing it. From 32 MB on malloc takes fresh pages each time; smaller buffers come from its heap,
+// where most pages are known already, and a heap that shrinks and grows again would be cleared 2 MB at a time.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +12,7 @@
 
 namespace pyfast {
 
-constexpr size_t kManyBytes = size_t(4) << 20;   // less is not worth a system call
+constexpr size_t kManyBytes = size_t(32) << 20;
 
 // Ask for huge pages in the aligned interior of a buffer nobody has touched yet. Only advice: what the
 // system makes of it changes speed, never results.

@@ -141,6 +141,7 @@ void backward_rows(const NormBackwardArgs& a, int64_t first, const A* weight, A*
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const int64_t j = r * n + i;
+      __builtin_prefetch(dy + j + kRows * n), __builtin_prefetch(x + j + kRows * n);   // the next rows
       const Vec<A> d = lanes.load(dy + j), v = lanes.load(x + j);
       const Vec<A> xhat = kCentre ? (v - rows[r].mean) * rows[r].rstd : v * rows[r].rstd;
       Vec<A> g = d * w - xhat * rows[r].gx_mean;
