@@ -1,6 +1,6 @@
 // Huge pages for large fresh buffers: a gradient of 100 MB costs 25,000 page faults in pages of 4 KB, at 0.5 to 1.3 us
-// each more time than computing it. From 32 MB on malloc takes fresh pages each time; smaller buffers come from its heap,
-// where most pages are known already, and a heap that shrinks and grows again would be cleared 2 MB at a time.
+// each more time than computing it. From 32 MB on malloc takes fresh pages each time; smaller buffers come from its
+// heap, where most pages are known already, and a heap that shrinks and grows again would be cleared 2 MB at a time.
 #pragma once
 
 #include <cstddef>
