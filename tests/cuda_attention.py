@@ -31,7 +31,12 @@ SIZES = ("batch", "heads", "kv_heads", "queries", "keys", "size", "value_size")
 
 
 class Forward(ctypes.Structure):
-    _fields_ = [("dtype", Int), *((name, Int) for name in SIZES), ("causal", Flag)]
+    _fields_ = [
+        ("dtype", Int),
+        ("capability", Int),
+        *((name, Int) for name in SIZES),
+        ("causal", Flag),
+    ]
     _fields_ += [("scale", ctypes.c_float), ("q", Heads), ("k", Heads), ("v", Heads)]
     _fields_ += [("mask", Mask), ("out", Heads), ("lse", P)]
 
@@ -51,10 +56,10 @@ def score_mask(mask: Tensor | None, dtype: torch.dtype) -> Mask:
 
 
 @functools.cache
-def module(arch: str, mutant: int = 0) -> Module:
+def module(arch: str, mutant: int = 0, source: Path = SOURCE) -> Module:
     """The kernels, with a defect or without."""
     flags = [f"-DPYFAST_MUTANT={mutant}"] if mutant else []
-    return Module(nvcc.compile_ptx(SOURCE, arch, flags))
+    return Module(nvcc.compile_ptx(source, arch, flags))
 
 
 def empty_heads(batch: int, heads: int, time: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -91,7 +96,7 @@ class Call:
         sizes = (batch, count, kv_heads, queries, keys, size, v.shape[3])
         operands = (heads(q), heads(k), heads(v), score_mask(self.mask, q.dtype), heads(out))
         code = DTYPES.index(q.dtype)
-        return Forward(code, *sizes, self.causal, self.scale, *operands, lse.data_ptr())
+        return Forward(code, 9, *sizes, self.causal, self.scale, *operands, lse.data_ptr())
 
     def inputs(self) -> list[Tensor]:
         return [t for t in (self.q, self.k, self.v, self.mask) if t is not None]
@@ -113,12 +118,46 @@ class Call:
         return p @ v, lse.masked_fill(lse == -torch.inf, torch.inf)
 
 
-def forward_tile(dtype: torch.dtype, size: int) -> tuple[int, int, int]:
-    """(queries, keys, bytes of shared memory) of a block, as ForwardTile has them."""
+def operands(
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int, int, int, int],
+    mask: str | tuple[int, ...] = "",
+    causal: bool = False,
+    gap: int = 0,
+) -> Call:
+    """Of batch, heads, heads of keys, queries, keys, head size, value size; rows `gap` apart."""
+    batch, heads, kv_heads, queries, keys, size, value_size = sizes
+    torch.manual_seed(0)
+
+    def make(heads: int, time: int, size: int) -> Tensor:
+        t = torch.randn(batch, time, heads, size + gap).to(dtype)
+        return t[..., :size].transpose(1, 2)
+
+    tensor = None
+    if mask == "boolean":
+        tensor = torch.randint(4, (batch, 1, queries, keys)) > 0
+        tensor[0, 0, queries // 2] = False  # a query that sees nothing
+    elif mask == "same":
+        tensor = torch.randn(1, heads, queries, keys).to(dtype)
+    elif mask:
+        tensor = torch.randn(*mask)
+    q, k, v = (heads, queries, size), (kv_heads, keys, size), (kv_heads, keys, value_size)
+    return Call(make(*q), make(*k), make(*v), tensor, causal)
+
+
+def in_groups(kernels: Module, dtype: torch.dtype) -> bool:
+    """Whether the kernels for warpgroups run: all of sm_90a, and those that stand in for them."""
+    return dtype != F and kernels.arch == 90
+
+
+def forward_tile(dtype: torch.dtype, size: int, groups: bool) -> tuple[int, int, int]:
+    """(queries, threads, bytes of shared memory) of a block, as ForwardTile has them."""
+    if groups:
+        return 128, 256, (128 + 4 * 64) * size * 2
     wide = dtype == F
-    queries = 64 if wide or size > 128 else 128
+    queries, threads = 64 if wide else 128, 256 if not wide and size > 128 else 128
     keys = (16 if size > 128 else 32) if wide else 32 if size > 64 else 64
-    return queries, keys, (queries + 2 * keys) * size * dtype.itemsize
+    return queries, threads, (queries + 2 * keys) * size * dtype.itemsize
 
 
 def forward(kernels: Module, call: Call, **options: Any) -> tuple[Tensor, Tensor, Stats]:
@@ -127,20 +166,22 @@ def forward(kernels: Module, call: Call, **options: Any) -> tuple[Tensor, Tensor
     batch, count, queries, _ = q.shape
     out = empty_heads(batch, count, queries, call.v.shape[3], q.dtype)
     lse = torch.empty(batch, count, queries)
-    rows, _, shared = forward_tile(q.dtype, call.kernel_size)
-    name = find(kernels, "attention_forward", q.dtype, call.kernel_size)
+    groups = in_groups(kernels, q.dtype)
+    rows, threads, shared = forward_tile(q.dtype, call.kernel_size, groups)
+    name = find(kernels, "attention_forward", q.dtype, call.kernel_size, groups)
     stats = kernels.launch(
-        name, -(-queries // rows) * batch * count, 128, [bytes(call.args(out, lse))],
+        name, -(-queries // rows) * batch * count, threads, [bytes(call.args(out, lse))],
         shared_bytes=shared, reachable=[*call.inputs(), out, lse],
         uninitialised=[out, lse], **options,
     )  # fmt: skip
     return out, lse, stats
 
 
-def find(kernels: Module, name: str, dtype: torch.dtype, size: int) -> str:
+def find(kernels: Module, name: str, dtype: torch.dtype, size: int, groups: bool = False) -> str:
     """The one kernel of this name for these elements and head size."""
     words = (name, NAMES[dtype], f"Li{size}E")
-    (found,) = [kernel for kernel in kernels.kernels if all(word in kernel for word in words)]
+    rest = [kernel for kernel in kernels.kernels if all(word in kernel for word in words)]
+    (found,) = [kernel for kernel in rest if ("Lb1E" in kernel) == groups]
     return found
 
 
@@ -150,13 +191,43 @@ class Backward(ctypes.Structure):
     _fields_ += [("grad_mask", P), *((f"mask_{name}", Int) for name in ("b", "h", "q", "k"))]
 
 
-def backward_tile(dtype: torch.dtype, size: int) -> tuple[int, int, int]:
-    """(own rows, streamed rows, bytes of shared memory) of a block, as BackwardTile has them."""
+@dataclass(frozen=True)
+class Tile:
+    """Of a kernel: the rows of its blocks, their threads, their bytes of shared memory."""
+
+    own: int
+    threads: int
+    shared: int
+
+
+def streamed(dtype: torch.dtype, size: int) -> tuple[int, int]:
+    """(rows of a stage, stages) that stream past a block, as BackwardTile has them."""
     wide = dtype == F
-    own = 32 if wide and size > 128 else 64
-    stream = (16 if size > 128 else 32) if wide else 32 if size > 64 else 64
-    stages = 1 if size > (64 if wide else 128) else 2
-    return own, stream, 2 * (own + stages * stream) * size * dtype.itemsize
+    rows = (16 if size > 128 else 32) if wide else 32 if size > 64 else 64
+    return rows, 1 if size > (64 if wide else 128) else 2
+
+
+def queries_tile(dtype: torch.dtype, size: int, groups: bool) -> Tile:
+    """Of the kernel of dQ."""
+    if groups:
+        rows = 32 if size > 128 else 64
+        return Tile(128, 256, (2 * 128 + 5 * rows) * size * 2)
+    own = 32 if dtype == F and size > 128 else 64
+    rows, stages = streamed(dtype, size)
+    return Tile(own, 2 * own, 2 * (own + stages * rows) * size * dtype.itemsize)
+
+
+def keys_tile(dtype: torch.dtype, size: int, groups: bool) -> Tile:
+    """Of the kernel of dK and dV; of wide heads two warps or warpgroups have one each."""
+    pair = size > 128
+    if groups:
+        own = 64 if pair else 128
+        exchange = 64 * 64 * 4 if pair else 0
+        return Tile(own, 256, (2 * own + 4 * 64) * size * 2 + 4 * 64 * 4 + exchange)
+    own = 32 if pair else 64
+    rows, stages = streamed(dtype, size)
+    exchange = own * rows * 4 if pair else 0
+    return Tile(own, 128, 2 * (own + stages * rows) * size * dtype.itemsize + exchange)
 
 
 def backward(
@@ -192,16 +263,17 @@ def _backward_launches(
     dtype, size = call.q.dtype, call.kernel_size
     batch, count, queries, _ = call.q.shape
     kv_heads, keys = call.k.shape[1:3]
-    own, stream, shared = backward_tile(dtype, size)
-    rows = batch * count * queries
+    groups = in_groups(kernels, dtype)
     (delta,) = [n for n in kernels.kernels if "delta" in n and NAMES[dtype] in n]
-    launches = [(delta, -(-rows // 16), 128, 0)]
-    name = find(kernels, "dq", dtype, size)
-    launches.append((name, -(-queries // own) * batch * count, 2 * own, shared))
-    for name in kernels.kernels:
-        if "dkdv" in name and NAMES[dtype] in name and f"Li{size}E" in name:
-            launches.append((name, -(-keys // own) * batch * kv_heads, 2 * own, shared))
+    launches = [(delta, -(-batch * count * queries // 16), 128, 0)]
+    for word, tile, rows, planes in (
+        ("dq", queries_tile(dtype, size, groups), queries, batch * count),
+        ("dkdv", keys_tile(dtype, size, groups), keys, batch * kv_heads),
+    ):
+        name = find(kernels, word, dtype, size, groups)
+        launches.append((name, -(-rows // tile.own) * planes, tile.threads, tile.shared))
     if grad_mask is not None:
+        own, stream = queries_tile(dtype, size, False).own, streamed(dtype, size)[0]
         one_query, one_key = grad_mask.shape[2] == 1, grad_mask.shape[3] == 1
         tiles = (1 if one_query else -(-queries // own)) * (1 if one_key else -(-keys // stream))
         name = find(kernels, "mask", dtype, size)

@@ -12,46 +12,19 @@ import torch
 from torch import Tensor
 
 from pyfast.tolerance import assert_as_good_as_torch
-from tests.cuda_attention import SOURCE, B, Call, F, H, backward, forward, module
-from tests.emulator import Module, Stats, Violation, library, nvcc
+from tests.cuda_attention import SOURCE, B, Call, F, H, backward, forward, module, operands
+from tests.emulator import Module, Stats, library, nvcc
 
 pytestmark = [
     pytest.mark.skipif(library.compiler() is None, reason="needs a C++ compiler"),
     pytest.mark.skipif(not nvcc.available(), reason="needs nvcc"),
 ]
-ARCHS = ["sm_80", "sm_90a"]
+ARCHS = ["sm_80", "sm_90", "sm_90a"]  # of the second, GPUs of 9.0 have to take mma.sync
 
 
 @pytest.fixture(scope="module")
 def kernels() -> Module:
     return module("sm_80")
-
-
-def operands(
-    dtype: torch.dtype,
-    sizes: tuple[int, int, int, int, int, int, int],
-    mask: str | tuple[int, ...] = "",
-    causal: bool = False,
-    gap: int = 0,
-) -> Call:
-    """Of batch, heads, heads of keys, queries, keys, head size, value size; rows `gap` apart."""
-    batch, heads, kv_heads, queries, keys, size, value_size = sizes
-    torch.manual_seed(0)
-
-    def make(heads: int, time: int, size: int) -> Tensor:
-        t = torch.randn(batch, time, heads, size + gap).to(dtype)
-        return t[..., :size].transpose(1, 2)
-
-    tensor = None
-    if mask == "boolean":
-        tensor = torch.randint(4, (batch, 1, queries, keys)) > 0
-        tensor[0, 0, queries // 2] = False  # a query that sees nothing
-    elif mask == "same":
-        tensor = torch.randn(1, heads, queries, keys).to(dtype)
-    elif mask:
-        tensor = torch.randn(*mask)
-    q, k, v = (heads, queries, size), (kv_heads, keys, size), (kv_heads, keys, value_size)
-    return Call(make(*q), make(*k), make(*v), tensor, causal)
 
 
 def check(kernels: Module, call: Call, **options: Any) -> tuple[Stats, Stats]:
@@ -92,14 +65,18 @@ CASES = {
     "long queries": (B, (1, 1, 1, 140, 33, 40, 64), "", True),
     "wide": (B, (1, 1, 1, 40, 70, 256, 200), "", True),
     "additive": (B, (1, 2, 2, 70, 33, 40, 40), "same", False),
-    "half": (H, (1, 2, 1, 70, 90, 128, 96), "", True),
+    "half": (H, (1, 2, 1, 140, 170, 128, 96), "", True),
+    "half boolean": (H, (1, 1, 1, 70, 70, 80, 80), "boolean", True),
+    "wide boolean": (B, (1, 2, 1, 70, 100, 192, 256), "boolean", False),
     "float": (F, (1, 2, 1, 70, 40, 64, 48), "", True),
+    "float wide": (F, (1, 2, 1, 20, 40, 200, 256), "", True),
     "float additive": (F, (1, 2, 2, 20, 40, 30, 7), (1, 2, 20, 40), False),
 }
 
 
 LANES = [("sm_80", name) for name in CASES]
-LANES += [("sm_90a", name) for name in ("causal", "grouped", "boolean", "odd sizes")]
+LANES += [("sm_90a", name) for name, case in CASES.items() if case[0] != F]
+LANES += [("sm_90", name) for name in ("causal", "boolean", "wide")]
 
 
 @pytest.mark.parametrize(("arch", "name"), LANES)
@@ -109,9 +86,10 @@ def test_attention_kernels_are_as_good_as_torch(arch, name) -> None:
     check(module(arch), operands(dtype, sizes, mask, causal), **options)
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("gap", [8, 3])
-def test_attention_kernels_read_any_strides(kernels, gap) -> None:
-    check(kernels, operands(B, (2, 2, 2, 20, 24, 16, 16), "", False, gap), order="greedy")
+def test_attention_kernels_read_any_strides(arch, gap) -> None:
+    check(module(arch), operands(B, (2, 2, 2, 20, 70, 16, 16), "", False, gap), order="greedy")
 
 
 @pytest.mark.parametrize(
@@ -140,12 +118,13 @@ def test_attention_kernels_leave_rows_that_see_nothing_at_0(kernels) -> None:
     assert not grads["q"][0, 0, 4].any() and all(g.isfinite().all() for g in grads.values())
 
 
-def test_attention_kernels_give_the_same_bits_in_every_schedule(kernels) -> None:
-    call = operands(B, (1, 2, 1, 70, 70, 16, 16), "", True)
+@pytest.mark.parametrize(("arch", "size"), [("sm_80", 16), ("sm_90a", 16), ("sm_90a", 256)])
+def test_attention_kernels_give_the_same_bits_in_every_schedule(arch, size) -> None:
+    call = operands(B, (1, 2, 1, 70, 70, size, size), "", True)
     runs = []
     for order in ("greedy", "random"):
-        out, lse, _ = forward(kernels, call, order=order, seed=5)
-        grads, _ = backward(kernels, call, call.q, out, lse, order=order, seed=5)
+        out, lse, _ = forward(module(arch), call, order=order, seed=5)
+        grads, _ = backward(module(arch), call, call.q, out, lse, order=order, seed=5)
         runs.append([out, lse, *grads.values()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -156,36 +135,45 @@ def more(short: Stats, long: Stats) -> dict[str, int]:
     return {name: b[name] - a[name] for name in b if name != "kernel"}
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize(("dtype", "size"), [(B, 64), (H, 128), (B, 256)], ids=str)
-def test_attention_main_loops_are_lean(kernels, dtype, size) -> None:
-    """Few integer instructions for a product, no bank conflicts, no product that is not needed."""
+def test_attention_main_loops_are_lean(arch, dtype, size) -> None:
+    """Few integer instructions for a product, no bank conflicts, two products and seven."""
     runs = []
     for keys in (64, 192):
         call = operands(dtype, (1, 1, 1, 128, keys, size, size))
-        out, lse, counted = forward(kernels, call)
-        _, counted_backward = backward(kernels, call, out, out, lse)
+        out, lse, counted = forward(module(arch), call)
+        _, counted_backward = backward(module(arch), call, out, out, lse)
         runs.append((counted, counted_backward))
-    for short, long, products in zip(*runs, ((2, 2), (7, 8)), strict=True):
+    for short, long, products in zip(*runs, (2, 7), strict=True):
+        if arch == "sm_90a" and size <= 128 and products == 7:
+            continue  # their blocks own 128 keys, of which 64 are less than one
         loop = more(short, long)
-        useful = 2 * 128 * 128 * size
-        assert loop["mma_flops"] == products[size > 128] * useful
-        assert (
-            loop["integer_instructions"] / (loop["mma_flops"] / 4096) <= 5
-        )  # with edges of blocks
+        assert loop["mma_flops"] == products * 2 * 128 * 128 * size
+        integers = loop["integer_instructions"] / (loop["mma_flops"] / 4096)
+        assert integers <= 5  # with edges of blocks
         assert long.bank_factor <= 1.05
 
 
-def test_attention_skips_what_no_query_sees(kernels) -> None:
-    """Each warp leaves out the keys after its last query."""
+@pytest.mark.parametrize(("arch", "rows", "step"), [("sm_80", 32, 64), ("sm_90a", 64, 64)])
+def test_attention_skips_what_no_query_sees(arch, rows, step) -> None:
+    """Each warp, or warpgroup, leaves out the keys after its last query."""
     call = operands(B, (1, 1, 1, 256, 256, 64, 64), "", True)
-    _, _, counted = forward(kernels, call)
-    tiles = sum(-(-(32 * warp + 32) // 64) for warp in range(8))  # of 64 keys, for 32 queries each
-    assert counted.mma_flops == 2 * tiles * 32 * 64 * 128
+    out, lse, counted = forward(module(arch), call)
+    tiles = sum(-(-(rows * at + rows) // step) for at in range(256 // rows))
+    assert counted.mma_flops == 2 * tiles * rows * step * 128
     assert counted.sector_efficiency == 1
+    if arch == "sm_90a":
+        _, counted = backward(module(arch), call, out, out, lse)
+        assert counted.mma_flops == 7 * (4 * 5 // 2) * 64 * 64 * 128
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_attention_kernels_spill_nothing(arch, tmp_path) -> None:
+def test_attention_kernels_compile_to_lean_loops(arch, tmp_path) -> None:
+    """Without spills; ptxas waits after every wgmma whose registers it cannot follow, and says so.
+
+    The main loops have few integer instructions for each product of 16 x 8 x 16 of a warp.
+    """
     ptxas = shutil.which("ptxas")
     if ptxas is None:
         pytest.skip("needs ptxas")
@@ -195,53 +183,17 @@ def test_attention_kernels_spill_nothing(arch, tmp_path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     spills = re.findall(r"(\d+) bytes spill", done.stderr)
     assert spills and not any(map(int, spills))
-
-
-def only_forward(kernels: Module, causal: bool) -> None:
-    """Without the backward kernels, which forward's defects are compiled without."""
-    call = operands(B, (1, 1, 1, 70, 150, 16, 16), "", causal)
-    out, _, _ = forward(kernels, call)
-    truth, theirs = call.reference(Tensor.double)[0], call.reference(lambda t: t)[0]
-    assert_as_good_as_torch("out", out, theirs, truth)
-
-
-def only_backward(kernels: Module) -> None:
-    """Gradients from an output and sums that torch has made."""
-    call = operands(B, (1, 2, 1, 70, 150, 16, 16))
-    truth, lse = call.reference(Tensor.double)
-    torch.manual_seed(1)
-    grad_out = torch.randn(truth.shape).to(B)
-    grads, _ = backward(kernels, call, grad_out, truth.to(B).contiguous(), lse.float())
-    leaves = [t.double().requires_grad_() for t in (call.q, call.k, call.v)]
-    wide, _ = Call(*leaves).reference(lambda t: t)
-    for name, exact in zip(
-        "qkv", torch.autograd.grad(wide, leaves, grad_out.double()), strict=True
-    ):
-        error = (grads[name] - exact).abs().max()
-        assert error <= 0.02 * exact.abs().max(), name
-
-
-# What each defect is: kernels/cuda names it where it stands.
-DEFECTS = {
-    141: lambda k: only_forward(k, True),
-    142: lambda k: only_forward(k, False),
-    143: lambda k: only_forward(k, False),
-    144: lambda k: only_forward(k, False),
-    145: only_backward,
-    146: only_backward,
-    147: only_backward,
-    148: only_backward,
-    149: only_backward,
-}
-
-
-@pytest.mark.parametrize("mutant", DEFECTS)
-def test_attention_defect_is_caught(mutant) -> None:
-    with pytest.raises((AssertionError, Violation)):
-        DEFECTS[mutant](module("sm_80", mutant))
-
-
-def test_attention_without_defect_passes_what_catches_them() -> None:
-    kernels = module("sm_80")
-    for check_one in DEFECTS.values():
-        check_one(kernels)
+    assert "wgmma" not in done.stderr and "warpgroup" not in done.stderr
+    sass = pytest.importorskip("bench.sass", reason="needs triton's nvdisasm")
+    for name, code in sass.functions((tmp_path / "out").read_bytes()).items():
+        loop = code.main_loop
+        products = sass.products(loop)
+        if "attention_backward_mask" in name or "delta" in name or "kernelIf" in name:
+            continue  # all of a mask is at an edge; no products; products by FMA
+        used = {i.name.split(".")[0] for i in loop if i.family == "tensor"}
+        assert used == {"HGMMA" if arch == "sm_90a" else "HMMA"}, name
+        integers = sum(i.family == "integer" for i in loop)
+        most = (
+            4 if arch != "sm_90" else 8
+        )  # which no GPU should have to take: smaller tiles of a warp
+        assert integers / products <= most, (name, integers, products)

@@ -1,6 +1,6 @@
 #include <limits>
 
-#include "../../kernels/cuda/attention_operands.h"
+#include "../../kernels/cuda/attention_decode.h"
 #include "gpu.h"
 
 namespace pyfast {
@@ -64,7 +64,7 @@ struct Operands {
       : gpu(kOp, "q", query), args{} {
     for (const auto& [name, t] : {std::pair{"q", &query}, {"k", &key}, {"v", &value}})
       expect_heads(gpu, name, *t, query);
-    args.dtype = gpu.dtype_of("q", query);
+    args.dtype = gpu.dtype_of("q", query), args.capability = gpu.capability();
     const int64_t heads = query.size(1), kv_heads = key.size(1);
     expect_shape(kOp, "k", key, {query.size(0), kv_heads, key.size(2), query.size(3)});
     expect_shape(kOp, "v", value, {query.size(0), kv_heads, key.size(2), value.size(3)});
@@ -98,7 +98,17 @@ std::tuple<Tensor, Tensor> attention_cuda(const Tensor& q, const Tensor& k, cons
   }
   a.out = heads_of(out, a.dtype);
   a.lse = static_cast<float*>(lse.mutable_data_ptr());
-  o.gpu.launched(launch_attention(a, o.gpu.stream()));
+  const KeyParts parts = attention_key_parts(a.batch, a.heads, a.kv_heads, a.queries, a.keys, a.causal);
+  if (parts.count == 0) {
+    o.gpu.launched(launch_attention(a, o.gpu.stream()));
+    return {out, lse};
+  }
+  const int stride = (a.value_size + 3) / 4 * 4;
+  Tensor found = o.gpu.empty({parts.count, a.batch, a.heads, a.queries, stride}, ScalarType::Float);
+  Tensor sums = o.gpu.empty({parts.count, a.batch, a.heads, a.queries, 2}, ScalarType::Float);
+  const AttentionDecodeArgs decode{a, parts.count, parts.keys, stride, static_cast<float*>(found.mutable_data_ptr()),
+                                   static_cast<float*>(sums.mutable_data_ptr())};
+  o.gpu.launched(launch_attention_decode(decode, o.gpu.stream()));
   return {out, lse};
 }
 

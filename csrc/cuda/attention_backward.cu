@@ -1,4 +1,4 @@
-// Compiles the backward kernels of attention, in a file of their own: nvcc compiles files side by side.
+// Compiles the backward kernels of attention but those of dK and dV: nvcc compiles files side by side.
 #include "../../kernels/cuda/attention_mask_gradient.cuh"
 
 namespace pyfast {
@@ -8,7 +8,7 @@ template <class T>
 cudaError_t launch_all(const AttentionBackwardCudaArgs& g, cudaStream_t stream) {
   cudaError_t status = launch_attention_delta<T>(g, stream);
   if (status == cudaSuccess) status = launch_attention_dq<T>(g, stream);
-  if (status == cudaSuccess) status = launch_attention_dkdv<T>(g, stream);
+  if (status == cudaSuccess) status = launch_attention_keys(g, stream);
   if (status == cudaSuccess && g.grad_mask) status = launch_attention_mask_gradient<T>(g, stream);
   return status;
 }

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(BackwardTile<T, kD>::kThreads, 2)
   using Stream = typename Tile::Stream;
   constexpr int kThreads = Tile::kThreads, kOwn = Tile::kOwn, kStream = Tile::kStream, kNs = kStream / 8;
   const AttentionCudaArgs& a = g.forward;
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   const uint32_t q_tile = shared_address(memory), dout_tile = q_tile + Own::kBytes;
   const uint32_t k_tile = dout_tile + Own::kBytes, v_tile = k_tile + Stream::kBytes;
 
@@ -42,12 +42,11 @@ __global__ void __launch_bounds__(BackwardTile<T, kD>::kThreads, 2)
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();   // they are there for all threads
-    const HeadMask<T> mask(a.mask, batch, head);
     const int64_t rows = (int64_t(batch) * a.heads + head) * a.queries;
     float s[1][kNs][4] = {}, dp[1][kNs][4] = {};
     multiply<Own, Stream>(s, q_tile, tile_row, k_tile, 0, a.size);
     multiply<Own, Stream>(dp, dout_tile, tile_row, v_tile, 0, a.value_size);
-    mask_scores(s, query + tile_row, key, a, mask, true);
+    mask_scores<T>(s, query + tile_row, key, a, batch, head, true);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = query + tile_row + 8 * h + lane_id() / 4;

@@ -33,6 +33,7 @@ struct ScoreMask {
 
 struct AttentionCudaArgs {
   DType dtype;
+  int capability;   // of the GPU, major: 9 has warpgroups
   int batch, heads, kv_heads, queries, keys, size, value_size;   // B, H, Hkv, Tq, Tk, D, Dv: all positive
   bool causal;
   float scale;
@@ -51,6 +52,7 @@ struct AttentionBackwardCudaArgs {
 };
 
 cudaError_t launch_attention(const AttentionCudaArgs&, cudaStream_t);
+cudaError_t launch_attention_keys(const AttentionBackwardCudaArgs&, cudaStream_t);   // dK and dV, after delta
 cudaError_t launch_attention_backward(const AttentionBackwardCudaArgs&, cudaStream_t);
 
 }  // namespace pyfast

@@ -4,10 +4,31 @@
 // zeros in shared memory; products skip them 32 at a time, so that one kernel serves all sizes up to its own.
 #pragma once
 
+#include <initializer_list>
+
 #include "attention_operands.h"
 #include "mma.cuh"
+#include "ptx_warpgroup.cuh"
 
 namespace pyfast {
+
+// Whether this code may use wgmma; any other that a GPU of capability 9.0 may have to take uses mma.sync.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool kHasWarpgroups = true;
+#else
+constexpr bool kHasWarpgroups = false;
+#endif
+
+// Whether a launcher would run a kernel, in warpgroups or not, as compiled for this architecture: the others are left
+// empty, which halves the time of compilation. Code for sm_90a runs on nothing but capability 9.0.
+template <class T, bool kGroups>
+__host__ __device__ constexpr bool launched_here() {
+#ifdef __CUDA_ARCH__
+  return kGroups ? __CUDA_ARCH__ >= 900 : sizeof(T) == 4 || !kHasWarpgroups;
+#else
+  return true;
+#endif
+}
 
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 constexpr float kInfinity = __builtin_huge_valf(), kLowest = -3.402823466e+38f;
@@ -17,46 +38,64 @@ __device__ __forceinline__ T* head_data(const AttentionHeads& h, int batch, int 
   return static_cast<T*>(h.data) + batch * h.batch + head * h.head;
 }
 
-// Where the scores [Tq, Tk] of one head find their mask.
-template <class T>
-struct HeadMask {
-  const ScoreMask& mask;
-  int64_t start;
+// A score with what its mask has there. A finite mask stays finite in base 2: rows masked by the lowest float
+// throughout average all keys, as in torch.
+__device__ __forceinline__ float masked(float score, bool seen) { return seen ? score : -kInfinity; }
+template <class M>
+__device__ __forceinline__ float masked(float score, M mask) {
+  const float added = float(mask);
+  return score + (added == -kInfinity ? added : fmaxf(added * kLog2e, kLowest));
+}
 
-  __device__ __forceinline__ HeadMask(const ScoreMask& m, int batch, int head)
-      : mask(m), start(batch * m.batch + head * m.head) {}
-
-  // A finite mask stays finite in base 2: rows masked by the lowest float throughout average all keys, as in torch.
-  __device__ __forceinline__ float operator()(float s, int query, int key) const {
-    const int64_t at = start + query * mask.query + key * mask.key;
-    if (mask.kind == ScoreMaskKind::boolean) return static_cast<const bool*>(mask.data)[at] ? s : -kInfinity;
-    const float added = mask.kind == ScoreMaskKind::float32 ? static_cast<const float*>(mask.data)[at]
-                                                            : float(static_cast<const T*>(mask.data)[at]);
-    return s + (added == -kInfinity ? added : fmaxf(added * kLog2e, kLowest));
+// Applies the mask M of a head to a warp's tile [rows, cols] of its scores, whose steps in the mask are `down` and
+// `across`.
+template <class M, int kMi, int kNj>
+__device__ __forceinline__ void apply_mask(float (&s)[kMi][kNj][4], const void* mask, int64_t start, int64_t down,
+                                           int64_t across, int rows, int cols) {
+  const M* const first = static_cast<const M*>(mask) + start + lane_id() / 4 * down + lane_id() % 4 * 2 * across;
+  rows -= lane_id() / 4, cols -= lane_id() % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 2 * kMi; ++i) {
+    const M* at = first + 8 * i * down;
+#pragma unroll
+    for (int j = 0; j < kNj; ++j, at += 8 * across)
+#pragma unroll
+      for (int w = 0; w < 2; ++w) {
+        float& score = s[i / 2][j][i % 2 * 2 + w];
+        if (8 * i < rows && 8 * j + w < cols) score = masked(score, at[w * across]);
+      }
   }
-};
+}
 
-// Products become scores in base 2, -inf where a key takes no part. `edge`: some of the tile's keys may take none;
+// Products become scores in base 2, -inf where a key takes no part: only at an `edge`, which a mask is everywhere.
 // kKeysDown: the tile is [keys, queries] and not [queries, keys].
-template <bool kKeysDown = false, class T, int kMi, int kNj>
+template <class T, bool kKeysDown = false, int kMi, int kNj>
 __device__ __forceinline__ void mask_scores(float (&s)[kMi][kNj][4], int row, int col, const AttentionCudaArgs& a,
-                                            const HeadMask<T>& mask, bool edge) {
+                                            int batch, int head, bool edge) {
   const float scale = a.scale * kLog2e;
-  if (!edge && a.mask.kind == ScoreMaskKind::none) {
-    each_element(s, row, col, [&](float& score, int, int) { score *= scale; });
-    return;
+  const ScoreMask& m = a.mask;
+  each_element(s, row, col, [&](float& score, int, int) { score *= scale; });
+  if (!edge) return;
+  if (m.kind != ScoreMaskKind::none) {
+    const int64_t down = kKeysDown ? m.key : m.query, across = kKeysDown ? m.query : m.key;
+    const int64_t start = batch * m.batch + head * m.head + row * down + col * across;
+    const int rows = (kKeysDown ? a.keys : a.queries) - row, cols = (kKeysDown ? a.queries : a.keys) - col;
+    if (m.kind == ScoreMaskKind::boolean)
+      apply_mask<bool>(s, m.data, start, down, across, rows, cols);
+    else if (m.kind == ScoreMaskKind::float32)
+      apply_mask<float>(s, m.data, start, down, across, rows, cols);
+    else
+      apply_mask<T>(s, m.data, start, down, across, rows, cols);
   }
   each_element(s, row, col, [&](float& score, int i, int j) {
     const int query = kKeysDown ? j : i, key = kKeysDown ? i : j;
-    score *= scale;
-    if (a.mask.kind != ScoreMaskKind::none && query < a.queries && key < a.keys) score = mask(score, query, key);
-    if (key >= a.keys || (a.causal && key > query && !mutant(141))) score = -kInfinity;
+    if ((key >= a.keys && !mutant(152)) || (a.causal && key > query && !mutant(141))) score = -kInfinity;
   });
 }
 
-// Whether queries from `query` on may not see some of the keys before `end`.
+// Whether queries from `query` on may see some of the keys before `end` otherwise than by their product.
 __device__ __forceinline__ bool on_edge(const AttentionCudaArgs& a, int query, int end) {
-  return end > a.keys || (a.causal && end > query + 1);
+  return a.mask.kind != ScoreMaskKind::none || end > a.keys || (a.causal && end > query + 1);
 }
 
 // Stores the 16 kMi rows of a warp that begin at `row` of the head, through its own rows of a tile in shared memory:
@@ -128,13 +167,32 @@ cudaError_t dispatch_head_size(int size, const F& f) {
   return size <= 64 ? f(HeadSize<64>{}) : size <= 128 ? f(HeadSize<128>{}) : f(HeadSize<256>{});
 }
 
+// Whether this build has code for GPUs of capability 9.0. They take that, and no older one.
+constexpr bool built_for_groups() {
+#ifdef __CUDA_ARCH_LIST__
+  for (const int arch : {__CUDA_ARCH_LIST__})
+    if (arch == 900) return true;
+#endif
+  return false;
+}
+
+// f(integral size, whether in warpgroups): of the kernels for these elements, the one that this GPU takes.
+template <class T, class F>
+cudaError_t dispatch_heads(const AttentionCudaArgs& a, const F& f) {
+  return dispatch_head_size(a.size > a.value_size ? a.size : a.value_size, [&](auto size) {
+    if constexpr (sizeof(T) == 2 && built_for_groups())
+      if (a.capability == 9) return f(size, std::true_type());
+    return f(size, std::false_type());
+  });
+}
+
 template <class Kernel, class Args>
-cudaError_t launch_tiles(Kernel kernel, int64_t blocks, int threads, int shared, const Args& args,
+cudaError_t launch_tiles(Kernel kernel, dim3 blocks, int threads, int shared, const Args& args,
                          cudaStream_t stream) {
   const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (status != cudaSuccess) return status;
-  kernel<<<unsigned(blocks), threads, shared, stream>>>(args);
+  kernel<<<blocks, threads, shared, stream>>>(args);
   return cudaGetLastError();
 }
 

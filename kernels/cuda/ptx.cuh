@@ -1,4 +1,5 @@
-// Every line of inline PTX, once. Names follow the instructions; addresses of shared memory are 32 bits wide.
+// Every line of inline PTX, once, but for what only attention needs (ptx_warpgroup.cuh). Names follow the instructions;
+// addresses of shared memory are 32 bits wide.
 #pragma once
 
 #include <cuda_bf16.h>

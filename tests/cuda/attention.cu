@@ -1,42 +1,67 @@
 // The kernels of attention for the emulator: head sizes and dtypes whose tiles differ.
 #include "../../kernels/cuda/attention_forward.cuh"
+#include "../../kernels/cuda/attention_keys.cuh"
 #include "../../kernels/cuda/attention_mask_gradient.cuh"
 
 namespace pyfast {
 
 using Forward = AttentionCudaArgs;
 using Backward = AttentionBackwardCudaArgs;
-constexpr auto kBoth = KeyGradients::both, kKeys = KeyGradients::keys, kValues = KeyGradients::values;
 
-#define FORWARD(T, D) template __global__ void attention_forward_kernel<T, D>(const __grid_constant__ Forward);
-#define QUERIES(T, D) template __global__ void attention_backward_dq_kernel<T, D>(const __grid_constant__ Backward);
-#define KEYS(T, D, WHICH) \
-  template __global__ void attention_backward_dkdv_kernel<T, D, WHICH>(const __grid_constant__ Backward);
+#define FORWARD(T, D, GROUPS) \
+  template __global__ void attention_forward_kernel<T, D, GROUPS>(const __grid_constant__ Forward);
+#define BACKWARD(T, D, GROUPS) \
+  template __global__ void attention_backward_dq_kernel<T, D, GROUPS>(const __grid_constant__ Backward); \
+  template __global__ void attention_backward_dkdv_kernel<T, D, GROUPS>(const __grid_constant__ Backward);
 #define MASK(T, D) template __global__ void attention_backward_mask_kernel<T, D>(const __grid_constant__ Backward);
+#define DELTA(T) template __global__ void attention_delta_kernel<T>(const __grid_constant__ Backward);
 
-#if !defined(PYFAST_MUTANT) || PYFAST_MUTANT < 145   // a defect shows in one kernel of its direction
-FORWARD(bfloat16, 64)
+// A defect shows in one kernel of its direction; those from 150 on are of warpgroups.
+#ifdef PYFAST_MUTANT
+#if PYFAST_MUTANT < 145
+FORWARD(bfloat16, 64, false)
+#elif PYFAST_MUTANT < 150
+BACKWARD(bfloat16, 64, false)
+DELTA(bfloat16)
+#elif PYFAST_MUTANT < 160
+FORWARD(bfloat16, 128, true)
+#elif PYFAST_MUTANT < 168
+BACKWARD(bfloat16, 64, true)
+DELTA(bfloat16)
+#else
+BACKWARD(bfloat16, 256, true)
+DELTA(bfloat16)
 #endif
-#if !defined(PYFAST_MUTANT) || PYFAST_MUTANT >= 145
-QUERIES(bfloat16, 64)
-KEYS(bfloat16, 64, kBoth)
-template __global__ void attention_delta_kernel<bfloat16>(const __grid_constant__ Backward);
+
+// For warpgroups; of an architecture without the suffix "a", what stands in for them.
+#elif __CUDA_ARCH__ == 900
+FORWARD(bfloat16, 64, true)
+BACKWARD(bfloat16, 64, true)
+MASK(bfloat16, 64)
+DELTA(bfloat16)
+DELTA(float16)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+FORWARD(float16, 128, true)
+BACKWARD(float16, 128, true)
 #endif
-#if !defined(PYFAST_MUTANT) && __CUDA_ARCH__ != 900   // sm_90a differs in little: one head size of one dtype is enough
-FORWARD(float16, 128)
-FORWARD(bfloat16, 256)
-FORWARD(float, 64)
-QUERIES(float16, 128)
-QUERIES(bfloat16, 256)
-QUERIES(float, 64)
-KEYS(float16, 128, kBoth)
-KEYS(bfloat16, 256, kKeys)
-KEYS(bfloat16, 256, kValues)
-KEYS(float, 64, kBoth)
+FORWARD(bfloat16, 256, true)
+BACKWARD(bfloat16, 256, true)
+#else
+FORWARD(bfloat16, 64, false)
+FORWARD(float16, 128, false)
+FORWARD(bfloat16, 256, false)
+FORWARD(float, 64, false)
+FORWARD(float, 256, false)
+BACKWARD(bfloat16, 64, false)
+BACKWARD(float16, 128, false)
+BACKWARD(bfloat16, 256, false)
+BACKWARD(float, 64, false)
+BACKWARD(float, 256, false)
 MASK(bfloat16, 64)
 MASK(float, 64)
-template __global__ void attention_delta_kernel<float16>(const __grid_constant__ Backward);
-template __global__ void attention_delta_kernel<float>(const __grid_constant__ Backward);
+DELTA(bfloat16)
+DELTA(float16)
+DELTA(float)
 #endif
 
 }  // namespace pyfast
