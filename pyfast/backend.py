@@ -216,7 +216,7 @@ def _register(key: str, backend: str, ops: tuple[str, ...]) -> None:
         if backend == "cuda":
             library = cuda_rooms.register_for_cpu(_cuda)
         elif backend == "measured":
-            library = choosers.for_gpus(key, ops, _cuda, measured)
+            library = choosers.for_gpus(key, ops, _cuda, measured, _extension)
         else:
             library = triton_rooms.register(ops, key)
     if library is not None:

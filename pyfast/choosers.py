@@ -15,6 +15,7 @@ import torch
 from pyfast import triton_rooms, tuning
 
 Room = Callable[..., Any]
+CUBLASLT = ("linear_act", "linear_act_backward")  # schemas whose rooms can ask it
 
 
 def register(
@@ -32,10 +33,16 @@ def register(
 
 
 def for_gpus(
-    key: str, ops: tuple[str, ...], compiled: frozenset[str], winners: tuning.Winners
+    key: str,
+    ops: tuple[str, ...],
+    compiled: frozenset[str],
+    winners: tuning.Winners,
+    extension: Any = None,
 ) -> torch.library.Library:
-    """`register` of the extension's CUDA kernels, of operations `compiled`, and of Triton's."""
-    return register(key, gpu_candidates(ops, compiled), winners)
+    """`register` of the extension's CUDA kernels, of operations `compiled`, and of Triton's; of
+    NVIDIA's cuBLASLt, too, where the extension finds it.
+    """
+    return register(key, gpu_candidates(ops, compiled, extension), winners)
 
 
 def chooser(name: str, candidates: Mapping[str, Room], winners: tuning.Winners) -> Room:
@@ -82,13 +89,35 @@ def signature(args: tuple) -> tuple:
     )
 
 
-def gpu_candidates(ops: tuple[str, ...], compiled: frozenset[str]) -> dict[str, dict[str, Room]]:
-    """By schema: the extension's CUDA kernel, where it has one, and Triton's."""
+def by_cublaslt(extension: Any, run: Room) -> Room | None:
+    """The extension's room with cuBLASLt's products; None where there is no such library."""
+    if not hasattr(extension, "choose_cublaslt") or not extension.choose_cublaslt(True):
+        return None
+    extension.choose_cublaslt(False)
+
+    def call(*args: Any) -> Any:
+        before = extension.cublaslt_chosen()
+        extension.choose_cublaslt(True)
+        try:
+            return run(*args)
+        finally:
+            extension.choose_cublaslt(before)
+
+    return call
+
+
+def gpu_candidates(
+    ops: tuple[str, ...], compiled: frozenset[str], extension: Any = None
+) -> dict[str, dict[str, Room]]:
+    """By schema: the extension's CUDA kernel, where it has one, and Triton's, and cuBLASLt's."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     found: dict[str, dict[str, Room]] = {}
     for name, room in triton_rooms.rooms(ops):
         found[name] = {"triton": room}
         if name.removesuffix("_backward") in compiled:
             kernel = torch.library.get_kernel(f"pyfast::{name}", "CUDA")
-            found[name] = {"cuda": functools.partial(kernel.call_boxed, keys), "triton": room}
+            own = functools.partial(kernel.call_boxed, keys)
+            found[name] = {"cuda": own, "triton": room}
+            if name in CUBLASLT and (vendor := by_cublaslt(extension, own)):
+                found[name]["cublaslt"] = vendor
     return found

@@ -185,7 +185,10 @@ def a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(backend, "_forced", "auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backend, "measured", tuning.Winners(tmp_path / "t.json"))
-    return monkeypatch
+    yield monkeypatch
+    monkeypatch.undo()
+    backend._select(backend._forced)  # without a GPU nothing chooses
+    assert "measured" not in {told[0] for _, told in backend._rooms.values()}
 
 
 def test_settings_and_determinism_turn_measuring_off(a_gpu) -> None:
@@ -214,6 +217,25 @@ def test_whole_operation_goes_to_torch_where_that_was_quicker(a_gpu) -> None:
     assert asks(999) and not asks(2000)
     with pyfast.deterministic(True):
         assert not asks(999)
+
+
+def test_cublaslt_is_asked_for_during_its_calls_only() -> None:
+    class Extension:
+        here, chosen, seen = True, False, None
+
+        def choose_cublaslt(self, on: bool) -> bool:
+            self.chosen = on and self.here
+            return self.chosen == on
+
+        def cublaslt_chosen(self) -> bool:
+            return self.chosen
+
+    extension = Extension()
+    call = choosers.by_cublaslt(extension, lambda x: extension.cublaslt_chosen() and x)
+    assert not extension.chosen and call(7) == 7 and not extension.chosen
+    extension.here = False
+    assert choosers.by_cublaslt(extension, call) is None
+    assert choosers.by_cublaslt(object(), call) is None  # an extension that is older
 
 
 @needs_emulator
