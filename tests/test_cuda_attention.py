@@ -118,6 +118,15 @@ def test_attention_kernels_leave_rows_that_see_nothing_at_0(kernels) -> None:
     assert not grads["q"][0, 0, 4].any() and all(g.isfinite().all() for g in grads.values())
 
 
+def test_attention_kernels_leave_no_gradient_where_one_key_is_seen(kernels) -> None:
+    """Its probability is 1 whatever its score: float32 has nothing left of delta - dP."""
+    call = operands(F, (1, 1, 1, 5, 5, 250, 250), "", True)
+    out, lse, _ = forward(kernels, call)
+    torch.manual_seed(1)
+    grads, _ = backward(kernels, call, torch.randn(out.shape), out, lse)
+    assert not grads["q"][0, 0, 0].any()
+
+
 @pytest.mark.parametrize(("arch", "size"), [("sm_80", 16), ("sm_90a", 16), ("sm_90a", 256)])
 def test_attention_kernels_give_the_same_bits_in_every_schedule(arch, size) -> None:
     call = operands(B, (1, 2, 1, 70, 70, size, size), "", True)

@@ -57,11 +57,14 @@ struct Stages {
   }
 };
 
-// delta[row] = the sum of dO * O over a row. Eight lanes share a row.
+// delta[row] = the sum of dO * O over a row. Eight lanes share a row. Of float32 it is added up as the products add up
+// dP, feature by feature: a query that sees one key has O = V and dS = 0, to the bit.
 template <class T>
 __global__ void __launch_bounds__(128) attention_delta_kernel(const __grid_constant__ AttentionBackwardCudaArgs g) {
   const AttentionCudaArgs& a = g.forward;
   constexpr int kSize = 16 / int(sizeof(T));
+  constexpr bool kInOrder = sizeof(T) == 4;
+  const unsigned mates = 0xffu << lane_id() / 8 * 8;   // the lanes of this row
   const int64_t index = int64_t(blockIdx.x) * 16 + threadIdx.x / 8, heads = index / a.queries;
   const int query = int(index % a.queries), head = int(heads % a.heads);
   const int64_t batch = heads / a.heads;
@@ -80,14 +83,25 @@ __global__ void __launch_bounds__(128) attention_delta_kernel(const __grid_const
                                               : gather(row + col, count * int(sizeof(T)));
       return chunk;
     };
-    for (int col = threadIdx.x % 8 * kSize; col < a.value_size; col += 8 * kSize) {
+    for (int start = 0; start < a.value_size; start += 8 * kSize) {
+      const int col = start + threadIdx.x % 8 * kSize;   // zeros past the last
       const Chunk x = load(dout, col, g.grad_out.aligned), y = load(out, col, a.out.aligned);
+      if constexpr (kInOrder) {
 #pragma unroll
-      for (int e = 0; e < kSize; ++e) sum += float(x.part[e]) * float(y.part[e]);
+        for (int lane = 0; lane < 8; ++lane)
+#pragma unroll
+          for (int e = 0; e < kSize; ++e)
+            sum = fmaf(__shfl_sync(mates, x.part[e], lane, 8), __shfl_sync(mates, y.part[e], lane, 8), sum);
+      } else {
+#pragma unroll
+        for (int e = 0; e < kSize; ++e) sum += float(x.part[e]) * float(y.part[e]);
+      }
     }
   }
+  if constexpr (!kInOrder) {
 #pragma unroll
-  for (int step = 1; step < 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    for (int step = 1; step < 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  }
   if (batch < a.batch && threadIdx.x % 8 == 0) g.delta[index] = sum;
 }
 
