@@ -7,13 +7,15 @@
 #include <cstdlib>
 #include <new>
 
+#include "huge_pages.h"
+
 namespace pyfast {
 namespace {
 
 constexpr int64_t kShare = 2;   // a thread takes 1 / (kShare threads) of what is left: who is held up by other programs
                                 // leaves the rest to others, and all end with small pieces
 constexpr int kSlots = 8;
-constexpr size_t kAlignment = 64;
+constexpr size_t kAlignment = 64, kHugePage = size_t(2) << 20;
 
 struct Scratch {
   void* data[kSlots] = {};
@@ -48,9 +50,11 @@ void* scratch_bytes(int slot, size_t bytes) {
   if (scratch.size[slot] < bytes) {
     std::free(scratch.data[slot]);
     scratch.size[slot] = 0;
-    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    scratch.data[slot] = std::aligned_alloc(kAlignment, rounded);
+    const size_t alignment = bytes > 2 * kHugePage ? kHugePage : kAlignment;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    scratch.data[slot] = std::aligned_alloc(alignment, rounded);
     if (!scratch.data[slot]) throw std::bad_alloc();
+    advise_huge_pages(scratch.data[slot], rounded);   // panels are read all over: up to 3% of a product in page walks
     scratch.size[slot] = rounded;
   }
   return scratch.data[slot];

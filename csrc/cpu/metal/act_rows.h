@@ -64,10 +64,32 @@ inline void accumulate_row(T* to, const A* from, int64_t n) {
   sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(to + i, lanes.load(to + i) + load(from + i)); });
 }
 
+// row += bias, which may be null; kept, where it may be null too, gets a copy.
+template <class A, class T>
+inline void add_bias(A* row, const T* bias, T* kept, int64_t n) {
+  if (!kept) {
+    if (bias) add_row(row, bias, n);
+  } else if (!bias) {
+    store_row(kept, row, n);
+  } else {
+    sweep<A>(n, [&](auto lanes, int64_t i) {
+      const Vec<A> z = load(row + i) + lanes.load(bias + i);
+      store(row + i, z);
+      lanes.store(kept + i, z);
+    });
+  }
+}
+
+// Pieces of 256 elements of rows that lie pages apart: the processor does not see the next one coming.
+constexpr int64_t kWriteAhead = 2, kReadAhead = 8;   // rows
 // For a row that will be written to.
 template <class T>
 inline void prefetch_row(const T* p, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, 1);
+}
+template <class T>
+inline void prefetch_read(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
 }
 
 }  // namespace

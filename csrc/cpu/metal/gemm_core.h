@@ -4,7 +4,8 @@
 //   Elem                  type of a packed element            Acc       type of C
 //   kRows, kCols          sizes of the tile                   kDepth    panels are padded to a multiple of it
 //   Session               lives around multiply() calls of a thread
-//   multiply(depth, a, b, c, c_stride, accumulate)            c[kRows][kCols] (+)= sum over depth
+//   multiply(depth, a, b, c, c_stride, accumulate, next)      c[kRows][kCols] (+)= sum over depth
+//                         next: what to bring into L2 meanwhile, an eighth of the size of b; may be left out
 #pragma once
 
 #include "tiles.h"
@@ -30,9 +31,12 @@ struct FmaCore {
   static constexpr int64_t kAhead = 16;   // steps b is fetched ahead: it streams from L2 (107 -> 125 GFLOP/s measured)
   struct Session {};
 
-  static void multiply(int64_t depth, const A* a, const A* b, A* c, int64_t c_stride, bool accumulate) {
+  static void multiply(int64_t depth, const A* a, const A* b, A* c, int64_t c_stride, bool accumulate,
+                       const A* next = nullptr) {
     Vec<A> sum[kRows][kVectors] = {};
-    for (int64_t k = 0; k < depth; ++k, a += kRows, b += kCols) {
+    if (!next) next = b;
+    for (int64_t k = 0; k < depth; ++k, a += kRows, b += kCols, next += kCols / 8) {
+      __builtin_prefetch(next, 0, 2);
       __builtin_prefetch(b + kAhead * kCols);
       __builtin_prefetch(b + kAhead * kCols + kLanes<A>);
       const Vec<A> b0 = load(b), b1 = load(b + kLanes<A>);
@@ -54,6 +58,12 @@ struct FmaCore {
       store(to + kLanes<A>, sum[r][1]);
     }
   }
+
+  // For products of another shape: a step of the depth of as many lanes as fill a vector, or of one lane in all.
+  using Step = Vec<A>;
+  static Step side_by_side(const A* b) { return load(b); }
+  static Step spread(const A* a) { return splat(*a); }
+  static void add_product(Vec<A>& sum, Step a, Step b) { sum += a * b; }
 };
 
 #if defined(PYFAST_TILES)
@@ -67,7 +77,8 @@ struct AmxCore {
   static constexpr int64_t kTile = 16 * 32;   // elements of one packed tile
   using Session = TileSession;
 
-  static void multiply(int64_t depth, const bf16* a, const bf16* b, float* c, int64_t c_stride, bool accumulate) {
+  static void multiply(int64_t depth, const bf16* a, const bf16* b, float* c, int64_t c_stride, bool accumulate,
+                       const bf16* = nullptr) {
     const int64_t bytes = c_stride * int64_t(sizeof(float));
     float *c10 = c + 16 * c_stride, *c01 = c + 16, *c11 = c10 + 16;
     if (accumulate) {
@@ -92,17 +103,23 @@ struct PairCore {
   using Elem = bf16;
   using Acc = float;
   static constexpr int64_t kVectors = 2, kRows = 12, kCols = kVectors * kLanes<float>, kDepth = 2;
+  static constexpr int64_t kAhead = 32;   // as in FmaCore
   struct Session {};
 
-  static void multiply(int64_t depth, const bf16* a, const bf16* b, float* c, int64_t c_stride, bool accumulate) {
-    __m512 sum[kRows][kVectors] = {};
-    for (int64_t k = 0; k < depth; k += kDepth, a += kDepth * kRows, b += kDepth * kCols) {
-      const __m512bh b0 = pairs(b), b1 = pairs(b + 32);
+  static void multiply(int64_t depth, const bf16* a, const bf16* b, float* c, int64_t c_stride, bool accumulate,
+                       const bf16* next = nullptr) {
+    VecF sum[kRows][kVectors] = {};
+    if (!next) next = b;
+    for (int64_t k = 0; k < depth; k += kDepth, a += kDepth * kRows, b += kDepth * kCols, next += kDepth * kCols / 8) {
+      __builtin_prefetch(next, 0, 2);
+      __builtin_prefetch(b + kAhead * kCols);
+      __builtin_prefetch(b + kAhead * kCols + 32);
+      const Step b0 = side_by_side(b), b1 = side_by_side(b + 32);
 #pragma GCC unroll 16
       for (int64_t r = 0; r < kRows; ++r) {
-        const __m512bh ar = spread(a + kDepth * r);
-        sum[r][0] = _mm512_dpbf16_ps(sum[r][0], ar, b0);
-        sum[r][1] = _mm512_dpbf16_ps(sum[r][1], ar, b1);
+        const Step ar = spread(a + kDepth * r);
+        add_product(sum[r][0], ar, b0);
+        add_product(sum[r][1], ar, b1);
       }
     }
 #pragma GCC unroll 16
@@ -110,16 +127,18 @@ struct PairCore {
 #pragma GCC unroll 2
       for (int64_t v = 0; v < kVectors; ++v) {
         float* to = c + r * c_stride + v * kLanes<float>;
-        store(to, accumulate ? load(to) + (VecF)sum[r][v] : (VecF)sum[r][v]);
+        store(to, accumulate ? load(to) + sum[r][v] : sum[r][v]);
       }
   }
 
-  static __m512bh pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
-  static __m512bh spread(const bf16* p) {   // the pair at p in every lane
+  using Step = __m512bh;   // as in FmaCore
+  static Step side_by_side(const bf16* b) { return (__m512bh)_mm512_loadu_si512(b); }
+  static Step spread(const bf16* a) {
     int32_t pair;
-    __builtin_memcpy(&pair, p, sizeof pair);
+    __builtin_memcpy(&pair, a, sizeof pair);
     return (__m512bh)_mm512_set1_epi32(pair);
   }
+  static void add_product(VecF& sum, Step a, Step b) { sum = (VecF)_mm512_dpbf16_ps((__m512)sum, a, b); }
 };
 using Bf16Core = PairCore;
 #endif

@@ -17,9 +17,13 @@ constexpr int64_t panels_size(int64_t width, int64_t lanes, int64_t depth) {
 }
 
 // ---- panels of FmaCore: to[k][width] -------------------------------------------------------------
+// Where a row of a panel is no whole number of vectors, its last store runs into the next row, which is written after
+// it; only the last row is stored in part. Partial stores that miss the cache cost three times as much.
 template <int64_t kWidth, class A, class T>
 void pack_across(A* to, const Operand<T>& from) {          // depth contiguous: blocks are transposed
-  constexpr int64_t n = kLanes<A>, ahead = 128 / int64_t(sizeof(T));   // two lines: 2.7 -> 5.9 GB/s with whole depths
+  // Fetched ahead: two lines (2.7 -> 5.9 GB/s with whole depths); of a narrow panel, whose lanes fit no set of L1
+  // where they are whole pages apart, eight lines into L2 (10 -> 18 GB/s).
+  constexpr int64_t n = kLanes<A>, ahead = (kWidth < n ? 512 : 128) / int64_t(sizeof(T));
   const int64_t lanes = min_of(from.lanes, kWidth);
   for (int64_t group = 0; group < kWidth; group += n) {
     const int64_t stored = min_of(n, kWidth - group);
@@ -28,13 +32,15 @@ void pack_across(A* to, const Operand<T>& from) {          // depth contiguous: 
       Vec<A> block[n];
       for (int64_t i = 0; i < n; ++i) {
         const T* row = from.data + (group + i) * from.lane_stride + k;
-        __builtin_prefetch(row + ahead);
+        __builtin_prefetch(row + ahead, 0, kWidth < n ? 2 : 3);
         block[i] = group + i >= lanes ? Vec<A>{} : deep == n ? load(row) : load_part(row, deep);
       }
       transpose(block);
       A* out = to + k * kWidth + group;
+      const bool spill = kWidth < n && k + deep < from.depth;
       for (int64_t j = 0; j < deep; ++j)
-        stored == n ? store(out + j * kWidth, block[j]) : store_part(out + j * kWidth, block[j], stored);
+        stored == n || spill || (kWidth < n && j + 1 < deep) ? store(out + j * kWidth, block[j])
+                                                             : store_part(out + j * kWidth, block[j], stored);
     }
   }
 }
@@ -47,7 +53,7 @@ void pack_along(A* to, const Operand<T>& from) {           // lanes contiguous: 
     for (int64_t group = 0; group < kWidth; group += n) {
       const int64_t there = from.lanes - group, stored = min_of(n, kWidth - group);
       const Vec<A> v = there >= n ? load(row + group) : there > 0 ? load_part(row + group, there) : Vec<A>{};
-      stored == n ? store(to + group, v) : store_part(to + group, v, stored);
+      stored == n || k + 1 < from.depth ? store(to + group, v) : store_part(to + group, v, stored);
     }
   }
 }

@@ -99,14 +99,16 @@ void pack_bf16_cols(bf16* to, const Operand<T>& from) {
 
 #else
 // ---- PairCore: to[pair][width] -------------------------------------------------------------------
+// As in the panels of FmaCore, a row that is not the last may run into the next.
 template <int64_t kWidth>
-inline void store_pairs(bf16* to, VecU v, int64_t group) {
-  if (group + 16 <= kWidth) __builtin_memcpy(to + 2 * group, &v, sizeof v);
+inline void store_pairs(bf16* to, VecU v, int64_t group, bool last) {
+  if (group + 16 <= kWidth || !last) __builtin_memcpy(to + 2 * group, &v, sizeof v);
   else _mm512_mask_storeu_epi32(to + 2 * group, (1u << (kWidth - group)) - 1, (__m512i)v);
 }
 
 template <int64_t kWidth, class T>
 void pack_pairs(bf16* to, const Operand<T>& from) {
+  static_assert(kWidth <= 16 || kWidth % 16 == 0);
   if (from.depth_stride != 1) {   // lanes side by side: pairs of rows are interleaved
     for (int64_t k = 0; k < from.depth; k += 2, to += 2 * kWidth)
       for (int64_t group = 0; group < kWidth; group += 16) {
@@ -114,7 +116,7 @@ void pack_pairs(bf16* to, const Operand<T>& from) {
         const VecU pairs = lanes <= 0              ? VecU{}
                            : from.lane_stride == 1 ? lane_pairs(from.data + k * from.depth_stride + group, next, lanes)
                                                    : strided_pairs(from, group, k);
-        store_pairs<kWidth>(to, pairs, group);
+        store_pairs<kWidth>(to, pairs, group, !next || k + 2 >= from.depth);
       }
     return;
   }
@@ -129,7 +131,8 @@ void pack_pairs(bf16* to, const Operand<T>& from) {
         block[i] = depth_pairs(row, deep);
       }
       transpose(block);
-      for (int64_t j = 0; 2 * j < deep; ++j) store_pairs<kWidth>(to + (k + 2 * j) * kWidth, block[j], group);
+      for (int64_t j = 0; 2 * j < deep; ++j)
+        store_pairs<kWidth>(to + (k + 2 * j) * kWidth, block[j], group, k + 2 * j + 2 >= from.depth);
     }
 }
 

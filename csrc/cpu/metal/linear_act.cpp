@@ -1,6 +1,6 @@
 #include "linear_act.h"
 
-#include "linear_backward.h"
+#include "linear_few.h"
 #include "linear_thin.h"
 
 namespace pyfast {
@@ -13,10 +13,16 @@ struct Finish {
   ActivateRow<A> activation = activation_of<A>(a.act);
 
   void operator()(int64_t row, int64_t col, int64_t cols, A* z) const {
-    if (a.bias) add_row(z, static_cast<const T*>(a.bias) + col, cols);
-    if (a.preact) store_row(static_cast<T*>(a.preact) + row * a.n + col, z, cols);
+    const T* bias = a.bias ? static_cast<const T*>(a.bias) + col : nullptr;
+    T* preact = a.preact ? static_cast<T*>(a.preact) + row * a.n + col : nullptr;
+    T* out = static_cast<T*>(a.out) + row * a.n + col;
+    prefetch_row(out + kWriteAhead * a.n, cols);
+    if (preact) prefetch_row(preact + kWriteAhead * a.n, cols);
+    if (!activation && bias && !preact)   // in one pass
+      return sweep<A>(cols, [&](auto lanes, int64_t i) { lanes.store(out + i, load(z + i) + lanes.load(bias + i)); });
+    add_bias(z, bias, preact, cols);
     if (activation) activation(z, cols);
-    store_row(static_cast<T*>(a.out) + row * a.n + col, z, cols);
+    store_row(out, z, cols);
   }
 };
 
@@ -32,7 +38,7 @@ void forward(const LinearActArgs& a) {
       multiply_row(x + row * a.x_stride, weight.from(col, 0), cols, z);
       finish(row, col, cols, z);
     });
-  if constexpr (CoreFor<T>::kDepth == 1)   // AMX packs quicker than it would multiply in plain vectors
+  if constexpr (requires { typename CoreFor<T>::Step; })   // AMX packs quicker than it would multiply in plain vectors
     if (a.m <= kThinRows && weight.depth_stride == 1)
       return thin_forward(Operand<T>{x, a.x_stride, 1, a.m, a.k}, weight, finish);
   const auto pack = [&](auto* to, int64_t col, int64_t cols) {
@@ -53,13 +59,18 @@ void backward(const LinearActBackwardArgs& a) {
   g.grad_weight[0] = static_cast<T*>(a.grad_weight);
   g.grad_bias[0] = static_cast<T*>(a.grad_bias);
   const GradRow<A> gradient = a.saved ? activation_grad_of<A>(a.act) : nullptr;
-  linear_backward(g, [&](int, int64_t row, int64_t col, int64_t cols, A* dz) {
-    load_row(dz, static_cast<const T*>(a.grad_out) + row * a.n + col, cols);
+  const auto fill = [&](int, int64_t row, int64_t col, int64_t cols, A* dz) {
+    const T* grad_out = static_cast<const T*>(a.grad_out) + row * a.n + col;
+    prefetch_read(grad_out + kReadAhead * a.n, cols);
+    load_row(dz, grad_out, cols);
     if (!gradient) return;
     A saved[kBlockCols];
-    load_row(saved, static_cast<const T*>(a.saved) + row * a.n + col, cols);
+    const T* kept = static_cast<const T*>(a.saved) + row * a.n + col;
+    prefetch_read(kept + kReadAhead * a.n, cols);
+    load_row(saved, kept, cols);
     gradient(dz, saved, cols);
-  });
+  };
+  a.m <= kFewRows ? few_rows_backward(g, fill) : linear_backward(g, fill);
 }
 
 }  // namespace

@@ -13,7 +13,8 @@
 namespace pyfast {
 namespace {
 
-constexpr int64_t kChunkRows = 1024;   // packed dz: 2 x 1024 x n elements
+// Packed dz: 8 KB (float64: 16 KB) times n. Of 16-bit panels as many rows go together as that holds.
+template <class Core> constexpr int64_t kChunkRows = sizeof(typename Core::Elem) == 2 ? 2048 : 1024;
 constexpr int kDzRowsSlot = 1, kDzColsSlot = 2, kWeightSlot = 3, kInputSlot = 4, kDzBlockSlot = 5, kSumSlot = 6;
 constexpr int kMaxSegments = 2;
 
@@ -41,7 +42,7 @@ struct LinearWorkspace {
 
   template <class T>
   explicit LinearWorkspace(const LinearGrads<T>& g) {
-    chunk_rows = round_up(min_of(kChunkRows, max_of(g.m, 1)), kBlockRows);
+    chunk_rows = round_up(min_of(kChunkRows<Core>, max_of(g.m, 1)), kBlockRows);
     depth_n = g.segments * padded_depth<Core>(g.n);
     lanes_n = round_up(g.n, g.transposed ? Core::kCols : Core::kRows);
     bias_stride = round_up(g.n, kBlockCols) + kLanes<Acc>;   // add_row stores whole vectors past n
@@ -127,6 +128,7 @@ void weight_grad(const LinearGrads<T>& g, const LinearWorkspace<Core>& w, int64_
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t offset = (r + i) * line + col;
         Acc *own = c + i * kBlockCols, *total = w.weight_sum + segment * g.n * g.k + offset;
+        if (row > 0) prefetch_row(total + kWriteAhead * line, cols);
         if (row > 0) add_row(own, total, cols);
         row + chunk < g.m ? store_row(total, own, cols) : store_row(g.grad_weight[segment] + offset, own, cols);
       }
@@ -163,8 +165,11 @@ void linear_backward(const LinearGrads<T>& g, const Fill& fill) {
     if (g.grad_x)
       multiply_panels<Core>(Panels<Core>{w.dz_rows, chunk, w.depth_n}, Panels<Core>{w.weight, g.k, w.depth_n},
                             [&](int64_t r, int64_t rows, int64_t col, int64_t cols, const Acc* c) {
-                              for (int64_t i = 0; i < rows; ++i)
-                                store_row(g.grad_x + (row + r + i) * g.k + col, c + i * kBlockCols, cols);
+                              T* to = g.grad_x + (row + r) * g.k + col;
+                              for (int64_t i = 0; i < rows; ++i, to += g.k) {
+                                prefetch_row(to + kWriteAhead * g.k, cols);
+                                store_row(to, c + i * kBlockCols, cols);
+                              }
                             });
     if (g.grad_weight[0]) weight_grad<Core>(g, w, row, chunk);
   }

@@ -42,8 +42,8 @@ void linear_forward(const Operand<T>& x, int64_t lanes, const Pack& pack, const 
 
 // z = x W^T for one row and the lanes of `w`, straight from the weight: dot products where its rows are
 // contiguous, sums of scaled rows where its columns are.
-template <class T, class A = acc_t<T>>
-void multiply_row(const T* x, const Operand<T>& w, int64_t lanes, A* z) {
+template <class X, class T, class A = acc_t<T>>
+void multiply_row(const X* x, const Operand<T>& w, int64_t lanes, A* z) {
   if (w.depth_stride == 1) {
     for (int64_t j = 0; j < lanes; ++j) {
       const T* line = w.data + j * w.lane_stride;

@@ -1,7 +1,6 @@
 #include "linear_glu.h"
 
-#include "linear_backward.h"
-#include "linear_forward.h"
+#include "linear_few.h"
 
 namespace pyfast {
 namespace {
@@ -20,11 +19,13 @@ struct Finish {
   void operator()(int64_t row, int64_t col, int64_t cols, A* gate, A* up) const {
     A* parts[2] = {gate, up};
     for (int i = 0; i < 2; ++i) {
-      if (a.bias[i]) add_row(parts[i], static_cast<const T*>(a.bias[i]) + col, cols);
-      if (a.preact[i]) store_row(static_cast<T*>(a.preact[i]) + row * a.n + col, parts[i], cols);
+      T* preact = a.preact[i] ? static_cast<T*>(a.preact[i]) + row * a.n + col : nullptr;
+      if (preact) prefetch_row(preact + kWriteAhead * a.n, cols);
+      add_bias(parts[i], a.bias[i] ? static_cast<const T*>(a.bias[i]) + col : nullptr, preact, cols);
     }
     if (activation) activation(gate, cols);
     T* out = static_cast<T*>(a.out) + row * a.n + col;
+    prefetch_row(out + kWriteAhead * a.n, cols);
     sweep<A>(cols, [&](auto lanes, int64_t i) { lanes.store(out + i, load(gate + i) * load(up + i)); });
   }
 };
@@ -76,10 +77,13 @@ void backward(const LinearGluBackwardArgs& a) {
   const ActivateRow<A> activation = activation_of<A>(a.act);
   const GradRow<A> gradient = activation_grad_of<A>(a.act);
   const bool from_output = grad_from_output(a.act);
-  linear_backward(g, [&](int segment, int64_t row, int64_t col, int64_t cols, A* dz) {
+  const auto fill = [&](int segment, int64_t row, int64_t col, int64_t cols, A* dz) {
     const int64_t at = row * a.n + col;
     A factor[kBlockCols];
-    load_row(factor, static_cast<const T*>(a.preact[segment == 0]) + at, cols);   // the other half
+    const T* other = static_cast<const T*>(a.preact[segment == 0]) + at;   // half
+    prefetch_read(other + kReadAhead * a.n, cols);
+    prefetch_read(static_cast<const T*>(a.grad_out) + at + kReadAhead * a.n, cols);
+    load_row(factor, other, cols);
     if (segment == 1 && activation) activation(factor, cols);
     load_row(dz, static_cast<const T*>(a.grad_out) + at, cols);
     for (int64_t i = 0; i < cols; i += kLanes<A>) store(dz + i, load(dz + i) * load(factor + i));
@@ -87,7 +91,8 @@ void backward(const LinearGluBackwardArgs& a) {
     load_row(factor, static_cast<const T*>(a.preact[0]) + at, cols);
     if (from_output) activation(factor, cols);
     gradient(dz, factor, cols);
-  });
+  };
+  a.m <= kFewRows ? few_rows_backward(g, fill) : linear_backward(g, fill);
 }
 
 }  // namespace

@@ -8,20 +8,22 @@
 namespace pyfast {
 namespace {
 
-constexpr int64_t kThinRows = 64;                             // of x, at most
-constexpr int64_t kThinDepth = 512, kThinStride = 528;        // of the copied rows: 33 cache lines apart
+constexpr int64_t kThinRows = 64;   // of x, at most
+// Of the copied rows, which are 33 cache lines apart.
+template <class Core> constexpr int64_t kThinDepth = 2048 / int64_t(sizeof(typename Core::Elem));
+template <class Core> constexpr int64_t kThinStride = kThinDepth<Core> + 64 / int64_t(sizeof(typename Core::Elem));
 
 // c[kRows][kThinRows] (+)= w[kRows][kThinStride] times the first kVectors vectors of a panel x[depth][kCols].
 template <class Core, int kVectors, class A = typename Core::Acc>
-void multiply_thin(int64_t depth, const A* w, const A* x, A* c, bool accumulate) {
+void multiply_thin(int64_t depth, const typename Core::Elem* w, const typename Core::Elem* x, A* c, bool accumulate) {
   Vec<A> sum[Core::kRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k, x += Core::kCols) {
-    Vec<A> xk[kVectors];
-    for (int v = 0; v < kVectors; ++v) xk[v] = load(x + v * kLanes<A>);
+  for (int64_t k = 0; k < depth; k += Core::kDepth, x += Core::kDepth * Core::kCols) {
+    typename Core::Step xk[kVectors];
+    for (int v = 0; v < kVectors; ++v) xk[v] = Core::side_by_side(x + v * Core::kDepth * kLanes<A>);
 #pragma GCC unroll 16
     for (int64_t r = 0; r < Core::kRows; ++r) {
-      const Vec<A> wr = splat(w[r * kThinStride + k]);
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += wr * xk[v];
+      const auto wr = Core::spread(w + r * kThinStride<Core> + k);
+      for (int v = 0; v < kVectors; ++v) Core::add_product(sum[r][v], wr, xk[v]);
     }
   }
 #pragma GCC unroll 16
@@ -32,15 +34,26 @@ void multiply_thin(int64_t depth, const A* w, const A* x, A* c, bool accumulate)
     }
 }
 
+// A row of the weight for Core; the copy is padded with one more 0.
+template <class Core, class T>
+void copy_row(typename Core::Elem* to, const T* from, int64_t n) {
+  if constexpr (Core::kDepth == 1) load_row(to, from, n);
+  else {
+    __builtin_memcpy(to, from, size_t(n) * sizeof(T));
+    to[n] = {};
+  }
+}
+
 // c[kRows][kThinRows] = kRows rows of the weight, fewer at its end, times all rows of x, packed.
 template <class Core, class T, class A = typename Core::Acc>
-void thin_panel(const Operand<T>& w, const A* x, int64_t rows, A* copy, A* c) {
-  for (int64_t k = 0; k == 0 || k < w.depth; k += kThinDepth) {
-    const int64_t deep = min_of(kThinDepth, w.depth - k);
+void thin_panel(const Operand<T>& w, const typename Core::Elem* x, int64_t rows, typename Core::Elem* copy, A* c) {
+  const int64_t depth = padded_depth<Core>(w.depth);
+  for (int64_t k = 0; k == 0 || k < w.depth; k += kThinDepth<Core>) {
+    const int64_t deep = min_of(kThinDepth<Core>, w.depth - k);
     for (int64_t r = 0; r < min_of(w.lanes, Core::kRows); ++r)
-      load_row(copy + r * kThinStride, w.data + r * w.lane_stride + k, deep);
+      copy_row<Core>(copy + r * kThinStride<Core>, w.data + r * w.lane_stride + k, deep);
     for (int64_t row = 0; row < rows; row += Core::kCols) {
-      const A* panel = x + row * w.depth + k * Core::kCols;
+      const auto* panel = x + row * depth + k * Core::kCols;
       if (rows - row > kLanes<A>) multiply_thin<Core, 2>(deep, copy, panel, c + row, k > 0);
       else multiply_thin<Core, 1>(deep, copy, panel, c + row, k > 0);
     }
@@ -50,13 +63,14 @@ void thin_panel(const Operand<T>& w, const A* x, int64_t rows, A* copy, A* c) {
 // finish(row, col, cols, z) as in linear_forward(); the weight's rows are contiguous.
 template <class T, class Finish, class A = acc_t<T>>
 void thin_forward(const Operand<T>& x, const Operand<T>& weight, const Finish& finish) {
-  using Core = FmaCore<A>;
+  using Core = CoreFor<T>;
+  using Elem = typename Core::Elem;
   constexpr int64_t kBlock = 4 * Core::kRows, kPadded = round_up(kBlock, kLanes<A>);
-  A* packed = scratch<A>(kColsSlot, panels_size<Core>(Core::kCols, x.lanes, x.depth));
+  Elem* packed = scratch<Elem>(kColsSlot, panels_size<Core>(Core::kCols, x.lanes, x.depth));
   pack_cols<Core>(packed, x);
   const int64_t flops = 2 * kBlock * x.lanes * max_of(1, x.depth);
   parallel_for(ceil_div(weight.lanes, kBlock), ceil_div(kBlockFlops, flops), [&](int64_t begin, int64_t end) {
-    A* copy = scratch<A>(kRowsSlot, Core::kRows * kThinStride);
+    Elem* copy = scratch<Elem>(kRowsSlot, Core::kRows * kThinStride<Core>);
     A *c = scratch<A>(kBlockSlot, 2 * kPadded * kThinRows), *z = c + kPadded * kThinRows;
     for (int64_t col = begin * kBlock; col < min_of(end * kBlock, weight.lanes); col += kBlock) {
       const int64_t cols = min_of(kBlock, weight.lanes - col);
