@@ -80,7 +80,9 @@ __global__ void __launch_bounds__(256) row_factors_kernel(RowFactors* to, Counte
   f.uniform = g * (smoothing / float(classes));
   f.scale = f.picked;
   if (smoothing > 0) f.scale += f.uniform * (class_weight ? totals[1] : float(classes));
-  to[row] = f;
+  float4* const whole = reinterpret_cast<float4*>(to + row);   // field by field each would ask for the sector
+  whole[0] = make_float4(f.top, f.log_total, f.scale, f.picked);
+  whole[1] = make_float4(f.uniform, __int_as_float(f.place), 0, 0);
 }
 
 }  // namespace pyfast
