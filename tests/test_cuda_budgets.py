@@ -35,7 +35,8 @@ def test_counters_are_those_recorded_and_no_worse_than_tritons(budget) -> None:
     # more.
     more = {"launches": 2 if budget.large else 1}
     for name, value in ours.items():
-        assert value <= theirs[name] * 1.005 + more.get(name, 0), (name, ours, theirs)
+        most = theirs[name] * cuda_budgets.STAYS.get(budget.name, 1.005) + more.get(name, 0)
+        assert value <= most, (name, ours, theirs)
 
 
 def test_no_kernel_spills() -> None:
