@@ -1,9 +1,9 @@
 """What was measured to be the quickest way of a call on a GPU, kept in a file from run to run.
 
-For every device, operation, dtypes and bucket of sizes the candidates (CUDA C++, Triton, for
-linear_act cuBLASLt) are timed
-once, at the first call; the winner is kept in a file in PYFAST_CACHE that names the sources
-measured. `pyfast tune` asks ahead of time, and whether torch is quicker with the whole operation.
+For every device, operation, dtypes and bucket of sizes the candidates (CUDA C++, Triton, and for
+linear_act cuBLASLt) are timed once, at the first call; the winner is kept in a file in PYFAST_CACHE
+that names the sources measured. `pyfast tune` asks ahead of time, and whether torch is quicker with
+the whole operation.
 Nothing is measured while a CUDA graph is captured, while torch.compile traces, under fake tensors,
 or under `pyfast.deterministic(True)`: then an unknown call takes the first candidate.
 """
