@@ -58,9 +58,7 @@ def _attention_backward_dq_kernel(
     out = load_rows(out_ptr, query_offs, queries, out_row_stride, out_d_stride, DV, BLOCK_DV)
     inside = query_offs < queries
     lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
-    # a product that is rounded before it is added: fused with the first sum across lanes it would
-    # leave two lanes with different last bits of what they both store
-    delta = tl.sum(tl.fma(dout.to(tl.float32), out.to(tl.float32), 0.0), axis=1)
+    delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), axis=1)
     tl.store(delta_ptr + row + query_offs, delta, mask=inside)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     end = tl.minimum(keys, (block + 1) * BLOCK_M) if CAUSAL else keys
