@@ -14,18 +14,18 @@ from typing import Any
 import triton
 
 import pyfast
-from tests import cuda_linear_budgets, triton_budgets
+from tests import cuda_attention_budgets, cuda_linear_budgets, triton_budgets
 from tests.emulator.cuda import emulated
 from tests.emulator.cuda_extension import ROOT
 from tests.triton_budgets import Budget, excesses
 
 FILE = Path(__file__).with_name("cuda_budgets.json")
 OPS = ("layer_norm", "rms_norm", "cross_entropy", "rope", "adamw_step_", "linear_act")
-OPS += ("linear_cross_entropy",)
+OPS += ("linear_cross_entropy", "attention")
 PRODUCTS = "gemm_kernel", "gemm_tma_kernel"
 # The pass of the derivative moves 6 m n bytes. Triton's products on capability 9 take it on their
 # operands, which at 256 of k one column of wide tiles reads, once; each 256 more read them again.
-STAYS = {"linear_act/1024x256->256 relu sm_90": 1.09}
+STAYS = {"linear_act/1024x256->256 relu sm_90": 1.09} | cuda_attention_budgets.STAYS
 # What is compared with Triton where a call as a whole cannot be: of linear_cross_entropy the two
 # products that make logits. Its other ones split their depth at these sizes, where Triton is given
 # the tiles of large ones; and what finds and gathers the rows are operators of torch there.
@@ -36,6 +36,8 @@ def limited(budget: Budget) -> Budget:
     """A budget of Triton's with the limits of our kernels."""
     if budget.name.startswith("linear_act/"):
         return cuda_linear_budgets.limited(budget)
+    if budget.name.startswith("attention/"):
+        return cuda_attention_budgets.limited(budget)
     if not budget.useful:
         return budget
     # On capability 9.0 the weight gradient, of few tiles, is the one that is not copied by TMA.
