@@ -134,7 +134,8 @@ __device__ __forceinline__ void attention_backward_dq_tile(const AttentionBackwa
     copy_rows<Stream, kThreads>(stage, a.k, k, step * Tile::kStream, a.keys, a.size);
     copy_rows<Stream, kThreads>(stage + Stream::kBytes, a.v, v, step * Tile::kStream, a.keys, a.value_size);
   };
-  const int steps = (block.end + Tile::kStream - 1) / Tile::kStream, whole = block.seen_by_all(a) / Tile::kStream;
+  const int steps = (block.end + Tile::kStream - 1) / Tile::kStream;
+  const int whole = sizeof(T) == 4 ? 0 : block.seen_by_all(a) / Tile::kStream;   // a second loop of FMA would spill
   const Stages<Tile, decltype(load)> stages(dout_tile + Own::kBytes, steps, load);
   const auto gather = [&](int step, bool edge) {
     const int start = step * Tile::kStream;

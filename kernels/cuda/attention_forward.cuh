@@ -60,7 +60,7 @@ __device__ __forceinline__ void attention_forward_tile(const AttentionCudaArgs& 
     cp_async_commit();
     if (seen) multiply_held<V>(out, s, v_tile, a.value_size);
   };
-  const int whole = block.seen_by_all(a) / kKeys * kKeys;
+  const int whole = sizeof(T) == 4 ? 0 : block.seen_by_all(a) / kKeys * kKeys;   // a second loop of FMA would spill
   int start = 0;
   for (; start < whole; start += kKeys) advance(start, false);
   for (; start < block.end; start += kKeys) advance(start, true);
