@@ -31,13 +31,16 @@ def present(extension: ModuleType | None, ops: tuple[str, ...]) -> frozenset[str
 _seen: list[frozenset[tuple[int, int]]] = []  # asked for once, when a CUDA tensor is there
 
 
-@torch.compiler.assume_constant_result
 def capabilities() -> frozenset[tuple[int, int]]:
     """The compute capabilities of the GPUs that torch sees."""
     if not _seen:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         _seen.append(frozenset(torch.cuda.get_device_capability(i) for i in range(count)))
     return _seen[0]
+
+
+# As torch.compiler.assume_constant_result does, which imports torch._dynamo: a second and more.
+capabilities._dynamo_marked_constant = True
 
 
 def too_old() -> str | None:
