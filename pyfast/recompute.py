@@ -112,7 +112,7 @@ class _NormLinear(torch.autograd.Function):
         if residual is None:
             total = x.new_empty(0)
             ctx.mark_non_differentiable(total)
-        return total, out.view(*x.shape[:-1], -1)
+        return total, out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -149,7 +149,7 @@ class _NormMLP(torch.autograd.Function):
         ctx.save_for_backward(*ctx.kept, up, down, hidden if ctx.from_output else preact)
         total = ctx.kept[0]
         del ctx.kept
-        return total, out.view(*x.shape[:-1], -1)
+        return total, out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
