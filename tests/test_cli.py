@@ -169,8 +169,8 @@ def test_help_names_every_verb(capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("trian", "verb must be one of train, finetune, evaluate, generate, doctor; got 'trian'; "
-                  "did you mean 'train'?"),
+        ("trian", "verb must be one of train, finetune, evaluate, generate, tune, doctor; "
+                  "got 'trian'; did you mean 'train'?"),
         ("train --optim.lrr 1", "train: options must be among those of pyfast train --help; "
                                 "got '--optim.lrr'; did you mean '--optim.lr'?"),
         ("train --optim.lr fast", "train: optim.lr must be a number; got fast"),

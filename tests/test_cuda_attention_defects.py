@@ -128,7 +128,10 @@ def test_attention_of_few_queries_is_combined_from_parts() -> None:
 
 # A wrong peak in the log-sum-exp; a part left out; parts added as if they had one peak; a stage
 # read without a barrier; keys past the last.
-@pytest.mark.parametrize("mutant", [170, 171, 172, 173, 152])
+DECODE_DEFECTS = [170, 171, 172, 173, 152]
+
+
+@pytest.mark.parametrize("mutant", DECODE_DEFECTS)
 def test_attention_of_few_queries_defect_is_caught(mutant) -> None:
     with pytest.raises((AssertionError, Violation)):
         few_queries(module("sm_80", mutant, DECODE))
