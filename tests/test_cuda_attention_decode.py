@@ -21,6 +21,7 @@ CASES = [
     (testing.attention(2, 2, 7, 40, tk=777, mask="additive"), B),
     (testing.attention(1, 2, 16, 192, tk=520, kv=1), B),
     (testing.attention(1, 4, 1, 24, tk=530, kv=2, mask="additive"), F),
+    (testing.attention(1, 2, 3, 128, tk=520), F),
 ]
 
 

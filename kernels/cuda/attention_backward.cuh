@@ -127,7 +127,7 @@ __device__ __forceinline__ void attention_backward_dq_tile(const AttentionBackwa
   for (int h = 0; h < 2; ++h) {   // a query that does not exist has an infinite lse: p = 0
     const int query = row + 8 * h + lane_id() / 4;
     const int64_t at = (int64_t(batch) * a.heads + head) * a.queries + query;
-    lse[h] = query < a.queries ? a.lse[at] * kLog2e : kInfinity;
+    lse[h] = query < a.queries ? a.lse[at] * kScoreUnit<T> : kInfinity;
     delta[h] = query < a.queries + mutant(148) ? g.delta[at] : 0.0f;
   }
   const auto load = [&](int step, uint32_t stage) {
@@ -149,7 +149,7 @@ __device__ __forceinline__ void attention_backward_dq_tile(const AttentionBackwa
     for (int j = 0; j < Tile::kStream / 8; ++j)
 #pragma unroll
       for (int r = 0; r < 4; ++r)
-        s[0][j][r] = probability(s[0][j][r], lse[r / 2]) * (dp[0][j][r] - (mutant(147) ? 0.0f : delta[r / 2]));
+        s[0][j][r] = probability<T>(s[0][j][r], lse[r / 2]) * (dp[0][j][r] - (mutant(147) ? 0.0f : delta[r / 2]));
     multiply_held<typename Tile::Across>(dq, s, stage, a.size);
   };
   int step = 0;

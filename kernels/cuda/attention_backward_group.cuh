@@ -11,8 +11,9 @@
 namespace pyfast {
 
 // P of a score: P <= 1 also where lse has lost the sum.
+template <class T>
 __device__ __forceinline__ float probability(float score, float lse) {
-  return exp2_approx(fminf(score - lse, 0.0f));
+  return score_exp<T>(fminf(score - lse, 0.0f));
 }
 
 // 128 queries and their dO stay; keys stream through three stages, for what their last product has still to read
@@ -70,7 +71,7 @@ __device__ __forceinline__ void attention_backward_dq_groups(const AttentionBack
   for (int h = 0; h < 2; ++h) {   // a query that does not exist has an infinite lse: p = 0
     const int query = row + 8 * h + lane_id() / 4;
     const int64_t at = (int64_t(block.batch) * a.heads + block.head) * a.queries + query;
-    lse[h] = query < a.queries ? a.lse[at] * kLog2e : kInfinity;
+    lse[h] = query < a.queries ? a.lse[at] * kScoreUnit<T> : kInfinity;
     delta[h] = query < a.queries ? g.delta[at] : 0.0f;
   }
   float s[1][kStream / 8][4], dp[1][kStream / 8][4], dq[1][kD / 8][4] = {};
@@ -91,7 +92,7 @@ __device__ __forceinline__ void attention_backward_dq_groups(const AttentionBack
 #pragma unroll
     for (int j = 0; j < kStream / 8; ++j)
 #pragma unroll
-      for (int r = 0; r < 4; ++r) s[0][j][r] = probability(s[0][j][r], lse[r / 2]);
+      for (int r = 0; r < 4; ++r) s[0][j][r] = probability<T>(s[0][j][r], lse[r / 2]);
   };
   const auto make_gradient = [&] {
     wgmma_arrived(dp[0]);

@@ -24,8 +24,8 @@ struct DecodeTile {
 };
 
 // Adds up the four warps of a block and stores its part: rows of `stride` floats, and their peak and sum.
-template <class Tile, int kNj>
-__device__ __forceinline__ void store_part(const AttentionDecodeArgs& d, OnlineSoftmax<1>& softmax,
+template <class Tile, class T, int kNj>
+__device__ __forceinline__ void store_part(const AttentionDecodeArgs& d, OnlineSoftmax<T, 1>& softmax,
                                            float (&out)[1][kNj][4], uint32_t memory, int64_t first_row, int rows) {
   const uint32_t sums = memory + Tile::kOutputs;
   const int lane = lane_id(), warp = threadIdx.x / 32;
@@ -48,9 +48,9 @@ __device__ __forceinline__ void store_part(const AttentionDecodeArgs& d, OnlineS
 #pragma unroll
     for (int w = 0; w < Tile::kWarps; ++w) {
       const float2 part = load_shared_pair(sums + (w * Tile::kQueries + row) * 8);
-      total += part.y * exp2_approx(part.x - origin);
+      total += part.y * score_exp<T>(part.x - origin);
     }
-    scale[0][h] = exp2_approx(softmax.peak[0][h] - origin);
+    scale[0][h] = score_exp<T>(softmax.peak[0][h] - origin);
     if (warp == 0 && lane % 4 == 0 && row < rows)
       reinterpret_cast<float2*>(d.sums)[first_row + row] = make_float2(peak, total);
   }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(128, 2) attention_decode_kernel(const __grid_c
   copy_rows<Q, kThreads>(q_tile, a.q, head_data<T>(a.q, batch, head), first, a.queries, a.size);
   if (Tile::kStages > 1) load(begin, stages);
 
-  OnlineSoftmax<1> softmax;
+  OnlineSoftmax<T, 1> softmax;
   float out[1][kD / 8][4] = {};
   const int warp_key = threadIdx.x / 32 * kOwn;
   uint32_t stage = stages, other = stages + (Tile::kStages - 1) * Tile::kStageBytes;
@@ -143,13 +143,13 @@ __global__ void __launch_bounds__(128) attention_combine_kernel(const __grid_con
   float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int part = mutant(171); part < d.parts_count; ++part) {
     const float2 own = sums[part * rows];
-    const float weight = mutant(172) ? 1.0f : exp2_approx(own.x - origin);
+    const float weight = mutant(172) ? 1.0f : score_exp<T>(own.x - origin);
     const float4 v = *reinterpret_cast<const float4*>(d.parts + (part * rows + row) * d.stride + col);
     total += own.y * weight;
     out.x += v.x * weight, out.y += v.y * weight, out.z += v.z * weight, out.w += v.w * weight;
   }
   const bool any = !(total == 0.0f);   // a sum that is nan shows
-  if (col == 0) a.lse[row] = any ? ((mutant(170) ? sums[0].x : peak) + log2f(total)) * kLn2 : kInfinity;
+  if (col == 0) a.lse[row] = any ? log_sum_exp<T>(mutant(170) ? sums[0].x : peak, total) : kInfinity;
   const float scale = 1.0f / (total > 0.0f ? total : 1.0f);
   const float values[] = {out.x * scale, out.y * scale, out.z * scale, out.w * scale};
   T* const to = head_data<T>(a.out, int(plane / a.heads), int(plane % a.heads)) + row % a.queries * a.out.time + col;

@@ -39,7 +39,7 @@ __device__ __forceinline__ void attention_forward_tile(const AttentionCudaArgs& 
   copy_rows<K, kThreads>(k_tile, a.k, k, 0, a.keys, a.size);
   cp_async_commit();
 
-  OnlineSoftmax<kMi> softmax;
+  OnlineSoftmax<T, kMi> softmax;
   float out[kMi][kD / 8][4] = {};
   const auto advance = [&](int start, bool edge) {
     float s[kMi][kKeys / 8][4] = {}, corrections[kMi][2];

@@ -58,7 +58,7 @@ __device__ __forceinline__ void attention_forward_groups(const AttentionCudaArgs
   cp_async_commit();
   arrive(-1);
 
-  OnlineSoftmax<1> softmax;
+  OnlineSoftmax<T, 1> softmax;
   float s[1][kKeys / 8][4], corrections[1][2], out[1][kD / 8][4] = {};
   uint32_t p[kKeys / 16][4];
   const auto start_scores = [&](int step) {

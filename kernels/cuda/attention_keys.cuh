@@ -34,7 +34,8 @@ __device__ __forceinline__ void attention_backward_dkdv_tile(const AttentionBack
     multiply<Own, Stream>(s, k_tile, tile_row, stage, 0, a.size);
     mask_scores<T, true>(s, row, start, a, batch, head, edge && on_edge(a, start, row + 16));
     each_element(s, row, start, [&](float& score, int, int query) {
-      score = probability(score, query < a.queries ? a.lse[at + query] * kLog2e : kInfinity);   // no such query: p = 0
+      const float lse = query < a.queries ? a.lse[at + query] * kScoreUnit<T> : kInfinity;   // no such query: p = 0
+      score = probability<T>(score, lse);
     });
     multiply_held<typename Tile::Across>(dv, s, stage + Stream::kBytes, a.value_size);
     multiply<Own, Stream>(dp, v_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);

@@ -9,6 +9,7 @@ namespace pyfast {
 // A tile of queries and of dO in shared memory, with lse and delta of its queries.
 template <class Stream>
 struct GroupStage {
+  using T = typename Stream::Element;
   static constexpr int kQueries = Stream::kRows, kBytes = 2 * Stream::kBytes + 2 * kQueries * 4;
   uint32_t tiles, statistics;
 
@@ -22,7 +23,8 @@ struct GroupStage {
     for (int j = 0; j < kNs; ++j) {
       const float2 lse = load_shared_pair(statistics + (8 * j + lane_id() % 4 * 2) * 4);
 #pragma unroll
-      for (int r = 0; r < 4; ++r) s[0][j][r] = probability(s[0][j][r], (r % 2 ? lse.y : lse.x) * kLog2e);
+      for (int r = 0; r < 4; ++r)
+        s[0][j][r] = probability<T>(s[0][j][r], (r % 2 ? lse.y : lse.x) * kScoreUnit<T>);
     }
   }
   // dP becomes dS = P (dP - delta).

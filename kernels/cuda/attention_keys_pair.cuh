@@ -74,7 +74,7 @@ __device__ __forceinline__ void attention_backward_dkdv_pair(const AttentionBack
       multiply<Own, Stream>(s, k_tile, tile_row, stage, 0, a.size);
       mask_scores<T, true>(s, row, start, a, batch, head, edge && on_edge(a, start, row + 16));
       each_element(s, row, start, [&](float& score, int, int query) {   // no such query: p = 0
-        score = probability(score, query < a.queries ? a.lse[at + query] * kLog2e : kInfinity);
+        score = probability<T>(score, query < a.queries ? a.lse[at + query] * kScoreUnit<T> : kInfinity);
       });
       hand_over(s, exchange, pair);
       multiply_held<Across>(gradient, s, stage + Stream::kBytes, a.value_size);

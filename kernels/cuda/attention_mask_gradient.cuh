@@ -50,13 +50,13 @@ __global__ void __launch_bounds__(BackwardTile<T, kD>::kThreads, 2)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = query + tile_row + 8 * h + lane_id() / 4;
-      const float lse = row < a.queries ? a.lse[rows + row] * kLog2e : kInfinity;   // no such query: p = 0
+      const float lse = row < a.queries ? a.lse[rows + row] * kScoreUnit<T> : kInfinity;   // no such query: p = 0
       const float delta = row < a.queries ? g.delta[rows + row] : 0.0f;
 #pragma unroll
       for (int j = 0; j < kNs; ++j)
 #pragma unroll
         for (int w = 0; w < 2; ++w)
-          total[0][j][2 * h + w] += probability(s[0][j][2 * h + w], lse) * (dp[0][j][2 * h + w] - delta);
+          total[0][j][2 * h + w] += probability<T>(s[0][j][2 * h + w], lse) * (dp[0][j][2 * h + w] - delta);
     }
   }
 

@@ -24,8 +24,8 @@ struct QueryBlock {
   }
 };
 
-// The running softmax of a row: the largest score, this lane's part of the sum of 2^(score - peak).
-template <int kMi>
+// The running softmax of a row: the largest score, this lane's part of the sum of e^(score - peak).
+template <class T, int kMi>
 struct OnlineSoftmax {
   float peak[kMi][2], total[kMi][2];
 
@@ -49,7 +49,7 @@ struct OnlineSoftmax {
         for (int j = 0; j < kNs; ++j) top = fmaxf(top, fmaxf(s[i][j][2 * h], s[i][j][2 * h + 1]));
         top = quad_max(top);
         const float origin = top == -kInfinity ? 0.0f : top;   // nothing seen yet: p is 2^-inf = 0
-        const float correction = mutant(142) ? 1.0f : exp2_approx(peak[i][h] - origin);
+        const float correction = mutant(142) ? 1.0f : score_exp<T>(peak[i][h] - origin);
         peak[i][h] = top;
         float sum = 0.0f;
 #pragma unroll
@@ -57,7 +57,7 @@ struct OnlineSoftmax {
 #pragma unroll
           for (int w = 0; w < 2; ++w) {
             float& p = s[i][j][2 * h + w];
-            p = exp2_approx(p - origin);
+            p = score_exp<T>(p - origin);
             sum += p;
           }
         total[i][h] = total[i][h] * correction + sum;
@@ -79,7 +79,7 @@ __device__ __forceinline__ void scale_rows(float (&out)[kMi][kNj][4], const floa
 // Stores what the warp's queries, from `row` on, have gathered; Out is the tile of shared memory they pass through.
 template <class Out, class T, int kMi, int kNj, int kQueries>
 __device__ __forceinline__ void store_output(const AttentionCudaArgs& a, const QueryBlock<kQueries>& block,
-                                             const OnlineSoftmax<kMi>& softmax, float (&out)[kMi][kNj][4],
+                                             const OnlineSoftmax<T, kMi>& softmax, float (&out)[kMi][kNj][4],
                                              uint32_t tile, int tile_row) {
   const int row = block.first + tile_row;
   float* const lse = a.lse + (int64_t(block.batch) * a.heads + block.head) * a.queries;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void store_output(const AttentionCudaArgs& a, const Q
       const int query = row + 16 * i + 8 * h + lane_id() / 4;
       const bool any = !(total == 0.0f);   // a sum that is nan shows
       if (query < a.queries && lane_id() % 4 == 0)
-        lse[query] = any ? (softmax.peak[i][h] + log2f(total)) * kLn2 : kInfinity;
+        lse[query] = any ? log_sum_exp<T>(softmax.peak[i][h], total) : kInfinity;
     }
   scale_rows(out, scale);
   store_rows<Out>(tile, tile_row, out, head_data<T>(a.out, block.batch, block.head) + row * a.out.time, a.out.time,

@@ -1,6 +1,7 @@
 // What forward and backward of attention share: heads, masks on the scores, and tiles that are stored.
 //
-// Exponents are in base 2: e^(scale s + mask) = 2^(log2e scale s + log2e mask). Features beyond the head's size are
+// Exponents are in base 2: e^(scale s + mask) = 2^(log2e scale s + log2e mask); float32 changes to it after the
+// subtraction, so that sums come and go as they are stored. Features beyond the head's size are
 // zeros in shared memory; products skip them 32 at a time, so that one kernel serves all sizes up to its own.
 #pragma once
 
@@ -31,7 +32,21 @@ __host__ __device__ constexpr bool launched_here() {
 }
 
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+template <class T>
+constexpr bool kNatural = sizeof(T) == 4;
+template <class T>
+constexpr float kScoreUnit = kNatural<T> ? 1.0f : kLog2e;   // of a score in the units of lse
 constexpr float kInfinity = __builtin_huge_valf(), kLowest = -3.402823466e+38f;
+
+// e to the difference of two scores; the log-sum-exp of scores whose largest is `peak`, as it is stored.
+template <class T>
+__device__ __forceinline__ float score_exp(float difference) {
+  return exp2_approx(kNatural<T> ? difference * kLog2e : difference);
+}
+template <class T>
+__device__ __forceinline__ float log_sum_exp(float peak, float total) {
+  return kNatural<T> ? peak + log2f(total) * kLn2 : (peak + log2f(total)) * kLn2;
+}
 
 template <class T>
 __device__ __forceinline__ T* head_data(const AttentionHeads& h, int batch, int head) {
@@ -40,18 +55,18 @@ __device__ __forceinline__ T* head_data(const AttentionHeads& h, int batch, int 
 
 // A score with what its mask has there. A finite mask stays finite in base 2: rows masked by the lowest float
 // throughout average all keys, as in torch.
-__device__ __forceinline__ float masked(float score, bool seen) { return seen ? score : -kInfinity; }
+__device__ __forceinline__ float masked(float score, bool seen, float) { return seen ? score : -kInfinity; }
 template <class M>
-__device__ __forceinline__ float masked(float score, M mask) {
+__device__ __forceinline__ float masked(float score, M mask, float unit) {
   const float added = float(mask);
-  return score + (added == -kInfinity ? added : fmaxf(added * kLog2e, kLowest));
+  return score + (added == -kInfinity ? added : fmaxf(added * unit, kLowest));
 }
 
 // Applies the mask M of a head to a warp's tile [rows, cols] of its scores, whose steps in the mask are `down` and
 // `across`.
 template <class M, int kMi, int kNj>
 __device__ __forceinline__ void apply_mask(float (&s)[kMi][kNj][4], const void* mask, int64_t start, int64_t down,
-                                           int64_t across, int rows, int cols) {
+                                           int64_t across, int rows, int cols, float unit) {
   const M* const first = static_cast<const M*>(mask) + start + lane_id() / 4 * down + lane_id() % 4 * 2 * across;
   rows -= lane_id() / 4, cols -= lane_id() % 4 * 2;
 #pragma unroll
@@ -62,7 +77,7 @@ __device__ __forceinline__ void apply_mask(float (&s)[kMi][kNj][4], const void* 
 #pragma unroll
       for (int w = 0; w < 2; ++w) {
         float& score = s[i / 2][j][i % 2 * 2 + w];
-        if (8 * i < rows && 8 * j + w < cols) score = masked(score, at[w * across]);
+        if (8 * i < rows && 8 * j + w < cols) score = masked(score, at[w * across], unit);
       }
   }
 }
@@ -72,7 +87,7 @@ __device__ __forceinline__ void apply_mask(float (&s)[kMi][kNj][4], const void* 
 template <class T, bool kKeysDown = false, int kMi, int kNj>
 __device__ __forceinline__ void mask_scores(float (&s)[kMi][kNj][4], int row, int col, const AttentionCudaArgs& a,
                                             int batch, int head, bool edge) {
-  const float scale = a.scale * kLog2e;
+  const float scale = a.scale * kScoreUnit<T>;
   const ScoreMask& m = a.mask;
   each_element(s, row, col, [&](float& score, int, int) { score *= scale; });
   if (!edge) return;
@@ -81,11 +96,11 @@ __device__ __forceinline__ void mask_scores(float (&s)[kMi][kNj][4], int row, in
     const int64_t start = batch * m.batch + head * m.head + row * down + col * across;
     const int rows = (kKeysDown ? a.keys : a.queries) - row, cols = (kKeysDown ? a.queries : a.keys) - col;
     if (m.kind == ScoreMaskKind::boolean)
-      apply_mask<bool>(s, m.data, start, down, across, rows, cols);
+      apply_mask<bool>(s, m.data, start, down, across, rows, cols, kScoreUnit<T>);
     else if (m.kind == ScoreMaskKind::float32)
-      apply_mask<float>(s, m.data, start, down, across, rows, cols);
+      apply_mask<float>(s, m.data, start, down, across, rows, cols, kScoreUnit<T>);
     else
-      apply_mask<T>(s, m.data, start, down, across, rows, cols);
+      apply_mask<T>(s, m.data, start, down, across, rows, cols, kScoreUnit<T>);
   }
   each_element(s, row, col, [&](float& score, int i, int j) {
     const int query = kKeysDown ? j : i, key = kKeysDown ? i : j;

@@ -16,6 +16,7 @@ __device__ __forceinline__ int warpgroup() { return __shfl_sync(~0u, int(threadI
 // [kRowCount, kD] of a head: kRowCount / kLines blocks of kD / 64 panels.
 template <class T, int kRowCount, int kD, int kLines = kRowCount < kGroupRows ? kRowCount : kGroupRows>
 struct Panels {
+  using Element = T;
   using Panel = SharedTile<T, Major::depth, kLines, 64>;
   static constexpr int kRows = kRowCount, kCount = kD / 64, kBlockBytes = kCount * Panel::kBytes;
   static constexpr int kBytes = kRows / kLines * kBlockBytes;
