@@ -22,7 +22,7 @@ inline VecF exp(VecF x) {
   constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.f;                          // 1.5 * 2^23: adding it rounds to an integer
   constexpr float kLeast = -87.3f;                              // e^x is normal from -87.33
-  x = x > 89.f ? splat(89.f) : x;
+  x = min_of(splat(89.f), x);   // keeps a NaN
   const VecF n = (x * kLog2e + kRound) - kRound;
   const VecF r = (x - n * kLn2High) - n * kLn2Low;
   VecF p = r * 0.0013950478751212358f + 0.008368884213268757f;
