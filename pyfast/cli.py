@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 import pyfast
 
@@ -153,20 +153,32 @@ def _generate(arguments: list[str]) -> None:
     verbs.generate(settings.pop("source"), settings.pop("prompt"), **settings)
 
 
+class _Parser(argparse.ArgumentParser):
+    """The options of a verb that must also work without the train extra."""
+
+    def __init__(self, verb: str, description: str | None) -> None:
+        super().__init__(prog=f"pyfast {verb}", description=description, allow_abbrev=False)
+        self.verb = verb
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.verb}: {message}")
+
+
 def _tune(arguments: list[str]) -> int:
     from pyfast import tune
 
-    return tune.main(arguments)
+    parser = _Parser("tune", tune.__doc__)
+    parser.add_argument("--dtypes", nargs="+", choices=tune.DTYPES, default=["bfloat16", "float32"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 8192])
+    parser.add_argument("--widths", nargs="+", type=int, default=[768, 2048, 4096])
+    parser.add_argument("--classes", type=int, default=50304)
+    return tune.main(**vars(parser.parse_args(arguments)))
 
 
 def _doctor(arguments: list[str]) -> int:
     from pyfast import doctor
 
-    class Parser(argparse.ArgumentParser):  # doctor must also work without the train extra
-        def error(self, message: str) -> None:
-            raise ValueError(f"doctor: {message}")
-
-    parser = Parser(prog="pyfast doctor", allow_abbrev=False)
+    parser = _Parser("doctor", None)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a page")
     return doctor.main(as_json=parser.parse_args(arguments).json)
 

@@ -1,10 +1,10 @@
 """`pyfast tune`: measure ahead of time which kernels are the quickest on this machine's GPU.
 
-Forward and backward of each operation at the sizes of common models, or of `--size` alone; what is
-known already is not measured again.
+Forward and backward of each operation at the sizes of common models; what is known already is not
+measured again.
 """
 
-import argparse
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -38,24 +38,25 @@ def cases(tokens: int, width: int, classes: int) -> list[Case]:
     ]
 
 
-def main(arguments: list[str]) -> int:
-    """Measure, telling each winner; 0, or 1 where there is no GPU."""
-    parser = argparse.ArgumentParser(prog="pyfast tune", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16", "float32"])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 8192])
-    parser.add_argument("--widths", nargs="+", type=int, default=[768, 2048, 4096])
-    parser.add_argument("--classes", type=int, default=50304)
-    options = parser.parse_args(arguments)
+def main(dtypes: list[str], tokens: list[int], widths: list[int], classes: int) -> int:
+    """Measure every operation at every one of these, telling each winner; 0.
+
+    Raises:
+        ValueError: a size is not above 0.
+        RuntimeError: there is no GPU, or nothing may be measured.
+    """
+    for name, sizes in (("tokens", tokens), ("widths", widths), ("classes", [classes])):
+        if min(sizes) < 1:
+            raise ValueError(f"tune: {name} must be above 0; got {min(sizes)}")
     if not torch.cuda.is_available():
         raise RuntimeError("tune: there must be a GPU; torch sees none")
     if not backend.measures():
         raise RuntimeError("tune: measuring must be on; it is off by a setting: see pyfast doctor")
-    for tokens in options.tokens:
-        for width in options.widths:
-            for case in cases(tokens, width, options.classes):
-                for dtype in options.dtypes:
-                    for line in tune(case, DTYPES[dtype], "cuda"):
-                        print(line, flush=True)
+    for count, width in itertools.product(tokens, widths):
+        for case in cases(count, width, classes):
+            for dtype in dtypes:
+                for line in tune(case, DTYPES[dtype], "cuda"):
+                    print(line, flush=True)
     return 0
 
 

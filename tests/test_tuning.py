@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyfast
-from pyfast import backend, choosers, testing, tune, tuning
+from pyfast import backend, choosers, cli, testing, tune, tuning
 from tests.cuda_lanes import needs_emulator
 from tests.emulator.cuda import emulated
 
@@ -274,4 +274,16 @@ def test_tune_without_a_gpu_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(RuntimeError, match="tune: there must be a GPU; torch sees none"):
-        tune.main([])
+        tune.main(["bfloat16"], [8], [64], 100)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--ops rope", "tune: unrecognized arguments: --ops rope"),
+        ("--tokens 8 0", "tune: tokens must be above 0; got 0"),
+    ],
+)
+def test_tune_answers_a_mistake_in_one_sentence(words, message, capsys) -> None:
+    assert cli.main(["tune", *words.split()]) == 2
+    assert capsys.readouterr().err == f"pyfast: {message}\n"
