@@ -72,6 +72,8 @@ def test_adamw_refuses_a_flag_that_is_none() -> None:
     lists = [[torch.ones(3)] for _ in range(4)]
     with pytest.raises(TypeError, match=r"adamw_step_: found_inf must be float32; got torch.int64"):
         pyfast.adamw_step_(*lists, 1, found_inf=torch.tensor(1))
+    with pytest.raises(TypeError, match="adamw_step_: found_inf must be a tensor; got float"):
+        pyfast.adamw_step_(*lists, 1, found_inf=1.0)
     with pytest.raises(ValueError, match="adamw_step_: found_inf must have one element; got"):
         pyfast.adamw_step_(*lists, 1, found_inf=torch.ones(2))
 

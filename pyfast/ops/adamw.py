@@ -67,6 +67,8 @@ def adamw_step_(
     expect(limit > 0, _OP, "max_norm", "be above 0, or None", max_norm)
     _parse(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters)
     if found_inf is not None and params:
+        kind = type(found_inf).__name__
+        expect_type(isinstance(found_inf, Tensor), _OP, "found_inf", "be a tensor", kind)
         expect_device(_OP, "found_inf", found_inf, params[0], "params[0]")
         dtype, count = found_inf.dtype, found_inf.numel()
         expect_type(dtype == torch.float32, _OP, "found_inf", "be float32", dtype)
