@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyfast.optim_plan import Numbers, Plan, run
+from pyfast.optim_amp import SkippedSteps, unscale
+from pyfast.optim_plan import Numbers, Plan, expect_settings, run
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -19,9 +19,11 @@ class AdamW(torch.optim.AdamW):
 
     Parameters may be float32, float64, bfloat16 or float16, in any mixture; 16-bit ones keep a
     float32 master copy and float32 moments, and follow the master: load weights before the first
-    step. `foreach` and `fused` are accepted and change nothing. `step()` returns the closure's loss
-    and leaves the global gradient norm (a float32 scalar, after `grad_scale`, before clipping) in
-    `grad_norm`.
+    step. `foreach` is accepted and changes nothing. With `fused=True` torch.amp.GradScaler leaves
+    it to `step()` to unscale and to skip, as with torch's: nobody waits for the GPU to tell whether
+    gradients are finite; a step that was skipped is taken back from `state[p]["step"]` when the
+    next one begins. `step()` returns the closure's loss and leaves the global gradient norm (a
+    float32 scalar, after all scaling, before clipping) in `grad_norm`.
 
     Args beyond torch's:
         decoupled: False gives Adam with L2 regularisation (`torch.optim.Adam`).
@@ -32,6 +34,9 @@ class AdamW(torch.optim.AdamW):
         ValueError: a NaN, infinite or negative hyper-parameter, an unknown or unsupported argument,
             or a sparse gradient.
     """
+
+    found_inf: Tensor | None = None  # during a `step` that GradScaler calls, its flag
+    _scale: Tensor | None = None  # and its scale
 
     def __init__(
         self,
@@ -61,12 +66,14 @@ class AdamW(torch.optim.AdamW):
         for name, value in (("capturable", capturable), ("differentiable", differentiable)):
             if value:
                 raise ValueError(f"AdamW: {name} must be False; got {value}")
-        self.max_norm, self.grad_scale, self.masters = max_norm, grad_scale, masters
+        self.max_norm, self._factor, self.masters = max_norm, grad_scale, masters
         self.grad_norm: Tensor = torch.zeros(())
+        self._step_supports_amp_scaling = bool(fused)
+        self._skipped = SkippedSteps()
         self._plans: list[Plan] = []
         self._seen: tuple[list, list] | None = None  # what the plans were built for
         self._known: tuple | None = None  # numbers that were found to be right
-        _expect_settings(
+        expect_settings(
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
             max_norm,
             grad_scale,
@@ -83,12 +90,29 @@ class AdamW(torch.optim.AdamW):
             decoupled_weight_decay=decoupled,
         )
 
+    @property
+    def grad_scale(self) -> float:
+        """What every gradient is multiplied by first."""
+        return self._factor
+
+    @grad_scale.setter
+    def grad_scale(self, value: float | Tensor) -> None:
+        # GradScaler assigns its scale times this factor, a tensor, and deletes it after the step.
+        if isinstance(value, Tensor):
+            self._scale = value / self._factor if self._factor else torch.ones_like(value)
+        else:
+            self._factor = value
+
+    @grad_scale.deleter
+    def grad_scale(self) -> None:
+        self._scale = None
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch.optim.Optimizer.add_param_group; the group's own settings are checked too."""
         super().add_param_group(param_group)
         self._forget_plans()
         try:
-            _expect_settings(self.param_groups[-1], self.max_norm, self.grad_scale)
+            expect_settings(self.param_groups[-1], self.max_norm, self.grad_scale)
             for param in self.param_groups[-1]["params"]:
                 if not param.is_floating_point():
                     raise ValueError(
@@ -106,14 +130,27 @@ class AdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         numbers = self._numbers()
+        self._skipped.settle()
         self._refresh_plans()
+        factor = self._factor
+        if self._scale is not None:
+            grads = (p.grad for plan in self._plans for p in plan.params)
+            factor *= unscale(grads, self._scale)
         if len(self._plans) == 1:
-            self.grad_norm = run(self._plans[0], numbers, self.max_norm, self.grad_scale)
+            self.grad_norm = self._run(self._plans[0], numbers, self.max_norm, factor)
         elif self._plans:
-            self._step_mixed(numbers)
+            self._step_mixed(numbers, factor)
         else:
             self.grad_norm = torch.zeros(())
         return loss
+
+    def _run(self, plan: Plan, numbers: Numbers, max_norm: float | None, factor: float) -> Tensor:
+        if self.found_inf is None:
+            return run(plan, numbers, max_norm, factor)
+        found_inf = self.found_inf.to(plan.params[0].device, non_blocking=True)
+        norm = run(plan, numbers, max_norm, factor, found_inf)
+        self._skipped.note(plan.steps, found_inf)
+        return norm
 
     def _numbers(self) -> Numbers:
         """The numbers of every group, refused with one sentence where they are none."""
@@ -123,17 +160,17 @@ class AdamW(torch.optim.AdamW):
         known = (numbers, self.max_norm, self.grad_scale)
         if known != self._known:
             for group in self.param_groups:
-                _expect_settings(group, self.max_norm, self.grad_scale)
+                expect_settings(group, self.max_norm, self.grad_scale)
             self._known = known
         return numbers
 
-    def _step_mixed(self, numbers: Numbers) -> None:
+    def _step_mixed(self, numbers: Numbers, factor: float) -> None:
         """Parameters that cannot share a call (flags, devices): one each, one norm over all."""
         grads = [p.grad for plan in self._plans for p in plan.params]
-        norm = torch.nn.utils.get_total_norm(grads).float() * abs(self.grad_scale)
+        norm = torch.nn.utils.get_total_norm(grads).float() * abs(factor)
         clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (float(norm) + 1e-6))
         for plan in self._plans:
-            run(plan, numbers, None, self.grad_scale * clip)
+            self._run(plan, numbers, None, factor * clip)
         self.grad_norm = norm
 
     def _refresh_plans(self) -> None:
@@ -198,6 +235,7 @@ class AdamW(torch.optim.AdamW):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.AdamW's; 16-bit parameters also have `master`."""
+        self._skipped.settle()
         saved = super().state_dict()
         saved["state"] = {  # steps are views into one tensor here: let nobody else share it
             i: state | {"step": state["step"].clone()} for i, state in saved["state"].items()
@@ -242,27 +280,14 @@ class AdamW(torch.optim.AdamW):
         self._plans, self._seen, self._known = [], None, None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("max_norm", "grad_scale", "masters", "grad_norm")
+        self._skipped.settle()
+        own = ("max_norm", "_factor", "masters", "grad_norm", "_step_supports_amp_scaling")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kinds = [group.get("decoupled_weight_decay", True) for group in state["param_groups"]]
         super().__setstate__(state)
+        self._skipped = SkippedSteps()
         for group, decoupled in zip(self.param_groups, kinds, strict=True):
             group["decoupled_weight_decay"] = decoupled  # torch's AdamW forces True
         self._forget_plans()
-
-
-def _expect_settings(settings: dict[str, Any], max_norm: float | None, grad_scale: float) -> None:
-    """Refuse NaN, infinite or negative settings with one sentence."""
-    for name in ("lr", "eps", "weight_decay"):
-        value = settings[name]
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"AdamW: {name} must be a finite number >= 0; got {value}")
-    betas = settings["betas"]
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"AdamW: betas must be two numbers in [0, 1); got {betas}")
-    if max_norm is not None and not 0.0 < max_norm < math.inf:
-        raise ValueError(f"AdamW: max_norm must be a finite number > 0 or None; got {max_norm}")
-    if not math.isfinite(grad_scale):
-        raise ValueError(f"AdamW: grad_scale must be a finite number; got {grad_scale}")

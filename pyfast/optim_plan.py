@@ -50,8 +50,14 @@ class Plan:
         return [values[i] for i in self.group_of]
 
 
-def run(plan: Plan, numbers: Numbers, max_norm: float | None, grad_scale: float) -> Tensor:
-    """One step of a plan; the global gradient norm."""
+def run(
+    plan: Plan,
+    numbers: Numbers,
+    max_norm: float | None,
+    grad_scale: float,
+    found_inf: Tensor | None = None,
+) -> Tensor:
+    """One step of a plan; the global gradient norm. `plan.steps` goes up, whatever was found."""
     if plan.params[0].is_cpu and not backend.uses_reference("adamw_step_", "cpu"):
         # The door's checks cost more than the step of a small model. Of what they check only the
         # gradients can have changed, and the kernel's own guards see those too.
@@ -67,15 +73,18 @@ def run(plan: Plan, numbers: Numbers, max_norm: float | None, grad_scale: float)
                 plan.flags["maximize"],
                 grad_scale,
                 math.inf if max_norm is None else max_norm,
+                found_inf,
             )
-        except RuntimeError:
-            return _run_by_door(plan, max_norm, grad_scale)  # says in words what does not fit
+        except RuntimeError:  # the door says in words what does not fit
+            return _run_by_door(plan, max_norm, grad_scale, found_inf)
         plan.steps.add_(1)
         return norm
-    return _run_by_door(plan, max_norm, grad_scale)
+    return _run_by_door(plan, max_norm, grad_scale, found_inf)
 
 
-def _run_by_door(plan: Plan, max_norm: float | None, grad_scale: float) -> Tensor:
+def _run_by_door(
+    plan: Plan, max_norm: float | None, grad_scale: float, found_inf: Tensor | None
+) -> Tensor:
     step, *others = steps = (plan.steps + 1).tolist()
     norm = pyfast.adamw_step_(
         plan.params,
@@ -91,7 +100,23 @@ def _run_by_door(plan: Plan, max_norm: float | None, grad_scale: float) -> Tenso
         masters=plan.masters,
         max_norm=max_norm,
         grad_scale=grad_scale,
+        found_inf=found_inf,
         **plan.flags,
     )
     plan.steps.add_(1)
     return norm
+
+
+def expect_settings(settings: dict[str, Any], max_norm: float | None, grad_scale: float) -> None:
+    """Refuse NaN, infinite or negative settings with one sentence."""
+    for name in ("lr", "eps", "weight_decay"):
+        value = settings[name]
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"AdamW: {name} must be a finite number >= 0; got {value}")
+    betas = settings["betas"]
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"AdamW: betas must be two numbers in [0, 1); got {betas}")
+    if max_norm is not None and not 0.0 < max_norm < math.inf:
+        raise ValueError(f"AdamW: max_norm must be a finite number > 0 or None; got {max_norm}")
+    if not math.isfinite(grad_scale):
+        raise ValueError(f"AdamW: grad_scale must be a finite number; got {grad_scale}")

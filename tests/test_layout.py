@@ -31,7 +31,7 @@ FLOORS = (
     {"backend"},
     {"ops"},
     {"pyfast", "testing", "tolerance"},
-    {"nn", "optim", "optim_plan", "recompute"},
+    {"nn", "optim", "optim_amp", "optim_plan", "recompute"},
     {"models"},
     {"train"},
     {"doctor", "options", "tune", "verbs", "cli", "__main__"},
