@@ -33,7 +33,6 @@ ISA_FLAGS = {  # never -march=native: what is built here must run elsewhere
     "avx512_bf16": f"{AVX512} -mavx512bf16".split(),
     "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16".split(),
 }
-BF16_ISAS = {"avx512_bf16", "amx"}  # multiply bfloat16: levels of these files alone
 MATMUL_METAL = {
     "linear_act",
     "linear_glu",
@@ -41,6 +40,11 @@ MATMUL_METAL = {
     "attention",
     "attention_backward",
     "attention_grad_mask",
+}
+ROUNDING_METAL = {"adamw", "cross_entropy", "layer_norm", "rms_norm", "rope"}
+BF16_LEVELS = {  # they multiply or round bfloat16: levels of these files alone
+    "avx512_bf16": MATMUL_METAL | ROUNDING_METAL,
+    "amx": MATMUL_METAL,
 }
 # Memory errors and undefined behaviour end the process; -O1 keeps the stack traces readable.
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
@@ -96,7 +100,7 @@ def objects(emulate_tiles: bool = False) -> Iterator[tuple[Path, str, list[str]]
             own, name = ISA_FLAGS[isa], f"{source.stem}.{isa}.o"
             if isa == "amx" and emulate_tiles:
                 own, name = [*AVX512.split(), *emulation], f"{source.stem}.{isa}.emulated.o"
-            if isa not in BF16_ISAS or source.stem in MATMUL_METAL:
+            if source.stem in BF16_LEVELS.get(isa, {source.stem}):
                 yield source, name, [f"-DPYFAST_ISA={isa}", *own]
 
 

@@ -15,7 +15,7 @@ from pyfast import backend, build
 
 PROBE = Path(__file__).parent / "vecmath_probe.cpp"
 CACHE = Path(__file__).parent.parent / "build" / "vecmath_probe"
-ISAS = [isa for isa in build.isas() if isa not in build.BF16_ISAS]  # their vectors: avx512's
+ISAS = [isa for isa in build.isas() if isa not in build.BF16_LEVELS]  # their vectors: avx512's
 
 # Truth in float64, the largest error allowed in ulp, and the arguments it holds for.
 FUNCTIONS = {

@@ -29,7 +29,7 @@ class Step {
     const AdamWArgs args{tensors_.data(), first_.data(), int64_t(tensors_.size()), decoupled, maximize, grad_scale,
                          max_norm, partial.data(), skips};
     double norm = 0;
-    dispatch_isa([&](auto isa) { norm = adamw_step<decltype(isa)::value>(args); });
+    dispatch_isa(DType::bfloat16, [&](auto isa) { norm = adamw_step<decltype(isa)::value>(args); });
     for (auto& [original, copy] : copies_) torch::stable::copy_(original, copy);
     return norm;
   }

@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& logits, const Tensor&
   const CrossEntropyArgs args{dtype, rows, cols, in.stride(0), in.const_data_ptr(), targets.data(),
                               pointer(targets.weight), ignore_index, label_smoothing, loss.mutable_data_ptr(),
                               lse.mutable_data_ptr()};
-  dispatch_isa([&](auto isa) { cross_entropy<decltype(isa)::value>(args); });
+  dispatch_isa(dtype, [&](auto isa) { cross_entropy<decltype(isa)::value>(args); });
   return {reduced(loss, targets, mode), lse};
 }
 
@@ -50,7 +50,7 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_loss, const Tensor& logits,
                                       grad_loss.const_data_ptr(), each ? grad_loss.stride(0) : 0,
                                       mode == Reduction::mean ? 1 / targets.total_weight : 1,
                                       sums.const_data_ptr(), dx.mutable_data_ptr()};
-  dispatch_isa([&](auto isa) { cross_entropy_backward<decltype(isa)::value>(args); });
+  dispatch_isa(dtype, [&](auto isa) { cross_entropy_backward<decltype(isa)::value>(args); });
   return dx;
 }
 

@@ -76,6 +76,8 @@ bool isa_supported(Isa isa) {
 
 Isa current_isa() { return chosen(); }
 
+bool rounds_bfloat16() { return current_isa() >= Isa::avx512_bf16 && isa_supported(Isa::avx512_bf16); }
+
 bool select_isa(const char* name) {
   for (Isa isa : kLevels) {
     if (std::strcmp(name, isa_name(isa)) != 0 || !isa_supported(isa)) continue;

@@ -46,7 +46,7 @@ NormOutputs norm_forward(const char* op, const Tensor& x, std::optional<Tensor> 
   const NormArgs args{dtype, affine_dtype, rows, cols, eps, in.const_data_ptr(), pointer(residual), pointer(weight),
                       pointer(bias), made.out.mutable_data_ptr(), made.sum.mutable_data_ptr(),
                       made.mean.mutable_data_ptr(), made.rstd.mutable_data_ptr()};
-  if (rows > 0 && cols > 0) dispatch_isa([&](auto isa) { kernel(isa, args); });
+  if (rows > 0 && cols > 0) dispatch_isa(dtype, [&](auto isa) { kernel(isa, args); });
   return made;
 }
 
@@ -78,7 +78,7 @@ NormGradients norm_gradients(const char* op, const Tensor& grad_out, std::option
                               need_weight ? made.grad_weight.mutable_data_ptr() : nullptr,
                               need_bias ? made.grad_bias.mutable_data_ptr() : nullptr,
                               partials ? partial.mutable_data_ptr() : nullptr};
-  if (cols > 0) dispatch_isa([&](auto isa) { kernel(isa, args); });
+  if (cols > 0) dispatch_isa(dtype, [&](auto isa) { kernel(isa, args); });
   return made;
 }
 

@@ -28,7 +28,7 @@ Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inte
   const RopeArgs args{dtype, interleaved, inverse, batch, heads, length, size, in.stride(0), in.stride(1), in.stride(2),
                       c.stride(0), s.stride(0), in.const_data_ptr(), static_cast<const float*>(c.const_data_ptr()),
                       static_cast<const float*>(s.const_data_ptr()), out.mutable_data_ptr()};
-  if (batch * heads * length * size > 0) dispatch_isa([&](auto isa) { rope<decltype(isa)::value>(args); });
+  if (batch * heads * length * size > 0) dispatch_isa(dtype, [&](auto isa) { rope<decltype(isa)::value>(args); });
   return torch::stable::transpose(out, 1, 2);   // [B, H, T, D]
 }
 

@@ -63,7 +63,7 @@ void loss_backward_row(const CrossEntropyBackwardArgs& a, int64_t row, A weight_
 // f(TypeTag<T>, row, sum of the class weights) for every row, on all threads.
 template <class Args, class F>
 void for_rows(const Args& a, const F& f) {
-  dispatch_dtype(a.dtype, [&](auto tag) {
+  dispatch_stored(a.dtype, [&](auto tag) {
     using A = acc_t<typename decltype(tag)::type>;
     const A weight_sum = class_total(static_cast<const A*>(a.weight), a.cols);
     parallel_for(a.rows, max_of(1, kGrainElements / max_of(a.cols, 1)), [&](int64_t begin, int64_t end) {

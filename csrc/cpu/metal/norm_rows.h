@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kRowGrain = 8;   // rows a thread takes at least: below that, waking it costs more
 constexpr int kSums = 4;           // running sums per row: an addition takes 4 cycles, one can start every cycle
 constexpr int kRowsAtOnce = 2;     // backward: column sums are loaded and stored once per so many rows; 4 leave L1
+constexpr int64_t kMostTogether = 2048;   // forward: columns up to which two rows and their results stay in L1
 
 // f(lanes, i, k) as sweep() does it, k = 0 .. kSums - 1 in turn.
 template <class A, class F>
@@ -29,78 +30,88 @@ inline A sum_of(const Vec<A> (&sums)[kSums]) {
   return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// weight or bias [n] in the accumulator type: in place, or converted once for many rows into this thread's scratch.
+// weight or bias [n] in the accumulator type: in place, or converted once for many rows into this thread's scratch;
+// `absent` in every element where there is none.
 template <class T, class A = acc_t<T>>
-inline const A* widened(const void* affine, bool is_wide, int64_t n, int slot) {
-  if (!affine || is_wide) return static_cast<const A*>(affine);
+inline const A* widened(const void* affine, bool is_wide, int64_t n, int slot, A absent) {
+  if (affine && is_wide) return static_cast<const A*>(affine);
   const T* narrow = static_cast<const T*>(affine);
   A* wide = scratch<A>(slot, n);
+  if (!affine) {
+    for (int64_t i = 0; i < n; ++i) wide[i] = absent;
+    return wide;
+  }
   sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(wide + i, lanes.load(narrow + i)); });
   return wide;
 }
 
-template <class A>
-inline const A* ones(int64_t n) {
-  A* one = scratch<A>(1, n);
-  for (int64_t i = 0; i < n; ++i) one[i] = 1;
-  return one;
-}
 
-// The row of x + residual (if any) as the accumulator type, and its sum (kCentre) or sum of squares.
-// What is normalised is the sum as stored, rounded to T. Returns where the row is: in `buffer`, or in place.
-template <bool kCentre, class T, class A>
-inline const A* read_row(const NormArgs& a, int64_t at, A* buffer, A& total) {
-  const T *x = static_cast<const T*>(a.x) + at, *residual = static_cast<const T*>(a.residual);
-  T* sum = static_cast<T*>(a.sum) + at;
-  Vec<A> sums[kSums] = {};
-  const auto count = [&](auto lanes, int64_t i, int k, Vec<A> v) {
-    if constexpr (sizeof(T) != sizeof(A)) lanes.store(buffer + i, v);
-    sums[k] += kCentre ? v : v * v;
+// Rows of x + residual (if any) as the accumulator type, and the sum (kCentre) or sum of squares of each. What is
+// normalised is the sum as stored, rounded to T. `rows` tells where they are: in `buffer`, or in place.
+template <bool kCentre, int kRows, class T, class A>
+inline void read_rows(const NormArgs& a, int64_t at, A* buffer, const A* (&rows)[kRows], A (&totals)[kRows]) {
+  const int64_t n = a.cols;
+  const T *x = static_cast<const T*>(a.x) + at, *residual = static_cast<const T*>(a.residual) + (a.residual ? at : 0);
+  T* sum = static_cast<T*>(a.sum) + (a.residual ? at : 0);
+  Vec<A> sums[kRows][kSums] = {};
+  const auto count = [&](auto lanes, int64_t i, int r, int k, Vec<A> v) {
+    if constexpr (sizeof(T) != sizeof(A)) lanes.store(buffer + r * n + i, v);
+    sums[r][k] += kCentre ? v : v * v;
   };
-  if (residual) {
-    sweep_sums<A>(a.cols, [&](auto lanes, int64_t i, int k) {
-      lanes.store(sum + i, lanes.load(x + i) + lanes.load(residual + at + i));
-      count(lanes, i, k, lanes.load(sum + i));
+  if (a.residual) {
+    sweep_sums<A>(n, [&](auto lanes, int64_t i, int k) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t j = r * n + i;
+        lanes.store(sum + j, lanes.load(x + j) + lanes.load(residual + j));
+        count(lanes, i, r, k, lanes.load(sum + j));
+      }
     });
   } else {
-    sweep_sums<A>(a.cols, [&](auto lanes, int64_t i, int k) { count(lanes, i, k, lanes.load(x + i)); });
+    sweep_sums<A>(n, [&](auto lanes, int64_t i, int k) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) count(lanes, i, r, k, lanes.load(x + r * n + i));
+    });
   }
-  total = sum_of<A>(sums);
-  if constexpr (sizeof(T) != sizeof(A)) return buffer;
-  else return residual ? sum : x;
+  for (int r = 0; r < kRows; ++r) {
+    totals[r] = sum_of<A>(sums[r]);
+    if constexpr (sizeof(T) != sizeof(A)) rows[r] = buffer + r * n;
+    else rows[r] = (a.residual ? sum : x) + r * n;
+  }
 }
 
-// Mean and variance by the two-pass formula: the difference of two large sums would lose the digits.
-template <bool kCentre, class T, class A = acc_t<T>>
-void norm_row(const NormArgs& a, int64_t row, A* buffer, const A* weight, const A* bias) {
-  const int64_t n = a.cols, at = row * n;
-  A total, mean = 0;
-  const A* x = read_row<kCentre, T>(a, at, buffer, total);
+// Rows [first, first + kRows), side by side: what one waits for, the other has work for. Mean and variance by the
+// two-pass formula: the difference of two large sums would lose the digits.
+template <bool kCentre, int kRows, class T, class A = acc_t<T>>
+void norm_rows(const NormArgs& a, int64_t first, A* buffer, const A* weight, const A* bias) {
+  const int64_t n = a.cols;
+  A totals[kRows], mean[kRows] = {}, rstd[kRows];
+  const A* x[kRows];
+  read_rows<kCentre, kRows, T>(a, first * n, buffer, x, totals);
   if constexpr (kCentre) {
-    static_cast<A*>(a.mean)[row] = mean = total / A(n);
-    Vec<A> squares[kSums] = {};
+    Vec<A> squares[kRows][kSums] = {};
+    for (int r = 0; r < kRows; ++r) static_cast<A*>(a.mean)[first + r] = mean[r] = totals[r] / A(n);
     sweep_sums<A>(n, [&](auto lanes, int64_t i, int k) {
-      const Vec<A> d = lanes.keep(lanes.load(x + i) - mean, 0);
-      squares[k] += d * d;
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) {
+        const Vec<A> d = lanes.keep(lanes.load(x[r] + i) - mean[r], 0);
+        squares[r][k] += d * d;
+      }
     });
-    total = sum_of<A>(squares);
+    for (int r = 0; r < kRows; ++r) totals[r] = sum_of<A>(squares[r]);
   }
-  const A rstd = 1 / A(__builtin_sqrt(total / A(n) + A(a.eps)));
-  static_cast<A*>(a.rstd)[row] = rstd;
-  T* out = static_cast<T*>(a.out) + at;
-  const auto normalised = [&](auto lanes, int64_t i) {
-    return kCentre ? (lanes.load(x + i) - mean) * rstd : lanes.load(x + i) * rstd;
-  };
-  if (weight && bias)
-    sweep<A>(n, [&](auto lanes, int64_t i) {
-      lanes.store(out + i, normalised(lanes, i) * lanes.load(weight + i) + lanes.load(bias + i));
-    });
-  else if (weight)
-    sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(out + i, normalised(lanes, i) * lanes.load(weight + i)); });
-  else
-    sweep<A>(n, [&](auto lanes, int64_t i) {
-      lanes.store(out + i, bias ? normalised(lanes, i) + lanes.load(bias + i) : normalised(lanes, i));
-    });
+  for (int r = 0; r < kRows; ++r)
+    static_cast<A*>(a.rstd)[first + r] = rstd[r] = 1 / A(__builtin_sqrt(totals[r] / A(n) + A(a.eps)));
+  T* out = static_cast<T*>(a.out) + first * n;
+  sweep<A>(n, [&](auto lanes, int64_t i) {
+    const Vec<A> w = lanes.load(weight + i), b = kCentre ? lanes.load(bias + i) : Vec<A>{};
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      const Vec<A> v = lanes.load(x[r] + i);
+      const Vec<A> scaled = (kCentre ? (v - mean[r]) * rstd[r] : v * rstd[r]) * w;
+      lanes.store(out + r * n + i, kCentre ? scaled + b : scaled);
+    }
+  });
 }
 
 // What the gradient of one row needs to know.
@@ -170,14 +181,18 @@ void add_partials(void* to, const A* partial, int64_t blocks, int64_t n) {
 
 template <bool kCentre>
 void norm(const NormArgs& a) {
-  dispatch_dtype(a.dtype, [&](auto tag) {
+  dispatch_stored(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = acc_t<T>;
     parallel_for(a.rows, kRowGrain, [&](int64_t begin, int64_t end) {
       const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
-      A* buffer = sizeof(T) < sizeof(A) ? scratch<A>(0, a.cols) : nullptr;
-      const A *weight = widened<T>(a.weight, is_wide, a.cols, 1), *bias = widened<T>(a.bias, is_wide, a.cols, 2);
-      for (int64_t row = begin; row < end; ++row) norm_row<kCentre, T>(a, row, buffer, weight, bias);
+      A* buffer = sizeof(T) < sizeof(A) ? scratch<A>(0, kRowsAtOnce * a.cols) : nullptr;
+      const A* weight = widened<T, A>(a.weight, is_wide, a.cols, 1, 1);
+      const A* bias = kCentre ? widened<T, A>(a.bias, is_wide, a.cols, 2, 0) : nullptr;
+      int64_t row = begin;
+      for (; a.cols <= kMostTogether && row + kRowsAtOnce <= end; row += kRowsAtOnce)
+        norm_rows<kCentre, kRowsAtOnce, T>(a, row, buffer, weight, bias);
+      for (; row < end; ++row) norm_rows<kCentre, 1, T>(a, row, buffer, weight, bias);
     });
   });
 }
@@ -187,8 +202,7 @@ template <bool kCentre, bool kSum, class T, class A = acc_t<T>>
 void backward_blocks(const NormBackwardArgs& a, int64_t begin, int64_t end) {
   const int64_t blocks = norm_partials(a.rows), n = a.cols;
   const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
-  const A* weight = widened<T>(a.weight, is_wide, n, 0);
-  if (!weight) weight = ones<A>(n);
+  const A* weight = widened<T, A>(a.weight, is_wide, n, 0, 1);
   for (int64_t block = begin; block < end; ++block) {
     // Without gradients of weight and bias the sums go to memory that nobody reads: a branch a vector costs more.
     A* own = a.partial ? static_cast<A*>(a.partial) + block * 2 * n : scratch<A>(2, 2 * n);
@@ -203,7 +217,7 @@ void backward_blocks(const NormBackwardArgs& a, int64_t begin, int64_t end) {
 
 template <bool kCentre>
 void norm_backward(const NormBackwardArgs& a) {
-  dispatch_dtype(a.dtype, [&](auto tag) {
+  dispatch_stored(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = acc_t<T>;
     const int64_t blocks = norm_partials(a.rows), n = a.cols;

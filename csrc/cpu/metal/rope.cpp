@@ -71,7 +71,7 @@ void rotate(const RopeArgs& a) {
 
 template <>
 void rope<kIsa>(const RopeArgs& a) {
-  dispatch_dtype(a.dtype, [&](auto tag) { rotate<typename decltype(tag)::type>(a); });
+  dispatch_stored(a.dtype, [&](auto tag) { rotate<typename decltype(tag)::type>(a); });
 }
 
 }  // namespace pyfast

@@ -156,6 +156,16 @@ inline __attribute__((always_inline)) void sweep(int64_t n, const F& f) {
   if (i < n) f(Part<A>{n - i}, i);
 }
 
+// f(TypeTag<T>) for the storage types an object has kernels for: bfloat16 alone where one instruction rounds to it.
+template <class F>
+inline void dispatch_stored(DType dtype, const F& f) {
+#ifdef __AVX512BF16__
+  f(TypeTag<bf16>{});
+#else
+  dispatch_dtype(dtype, f);
+#endif
+}
+
 // ---- across lanes: pairwise, so that the order is the same everywhere -----------------------------
 template <class V> inline V max_of(V a, V b) { return a > b ? a : b; }
 template <class V> inline V min_of(V a, V b) { return a < b ? a : b; }
