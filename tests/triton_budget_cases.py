@@ -137,11 +137,6 @@ def attention_budget(time: int, size: int, capability: int) -> Budget:
         tiles["_attention_forward_kernel"] = 128
         tiles["_attention_backward_dkdv_kernel"] = 128 if size <= 128 else 64
     more = {name: {"multiplied": 1 + tile / time} for name, tile in tiles.items()}
-    if capability == 90 and size > 128:
-        # Both warpgroups multiply all of k q^T and v dout^T, which feed another product: 6 products
-        # for 4. By mma.sync none is done twice, but of 32 keys at a time, which reads 1.6 times the
-        # bytes and needs 6.6 times the waves of shared memory: 1.7 times as long by the model.
-        more["_attention_backward_dkdv_kernel"]["multiplied"] = 1.5 * (1 + 64 / time)
     case = testing.attention(1, heads, time, size, kv=1, causal=True)
     return tensor_budget(case, capability, useful=useful, more=more)
 

@@ -58,7 +58,13 @@ def _attention_backward_dq_kernel(
     out = load_rows(out_ptr, query_offs, queries, out_row_stride, out_d_stride, DV, BLOCK_DV)
     inside = query_offs < queries
     lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
-    delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), axis=1)
+    if dout.dtype == tl.float32:
+        # In the order of dP: in a row of one key they are equal to the bit, and dS is 0.
+        products = tl.dot(dout, out.T, input_precision=PRECISION)
+        rows = tl.arange(0, BLOCK_M)
+        delta = tl.sum(tl.where(rows[:, None] == rows[None, :], products, 0.0), axis=1)
+    else:
+        delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), axis=1)
     tl.store(delta_ptr + row + query_offs, delta, mask=inside)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     end = tl.minimum(keys, (block + 1) * BLOCK_M) if CAUSAL else keys
@@ -83,6 +89,31 @@ def _attention_backward_dq_kernel(
 
 
 @triton.jit
+def _key_weights(
+    k, q, lse, scale,
+    mask_ptr, mask_query_stride, mask_key_stride,
+    query_offs, key_offs, queries, keys,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """P of a tile, keys by queries."""
+    s = tl.dot(k, q.T, input_precision=PRECISION) * scale
+    s = mask_scores(
+        s,
+        mask_ptr, mask_query_stride, mask_key_stride,
+        query_offs[None, :], key_offs[:, None],
+        queries, keys,
+        MASK, CAUSAL,
+    )  # fmt: skip
+    return tl.exp2(tl.minimum(s - lse[None, :], 0.0))
+
+
+@triton.jit
+def _key_gradients(p, v, dout, delta, PRECISION: tl.constexpr):
+    """dS of a tile, keys by queries."""
+    return p * (tl.dot(v, dout.T, input_precision=PRECISION) - delta[None, :])
+
+
+@triton.jit
 def _attention_backward_dkdv_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, mask_ptr, dk_ptr, dv_ptr,
     heads, group, queries, keys, scale,                                  # sizes
@@ -93,9 +124,13 @@ def _attention_backward_dkdv_kernel(
     mask_batch_stride, mask_head_stride, mask_query_stride, mask_key_stride,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     MASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N rows of dK and dV of one head of keys, over all heads of queries that share it."""
+    """BLOCK_N rows of dK and dV of one head of keys, over all heads of queries that share it.
+
+    APART: the products of a tile hide behind a branch from those they feed, else Triton gives every
+    warp whole rows of the former, and has groups of four warps that share rows multiply them twice.
+    """
     blocks, kv_heads = tl.cdiv(keys, BLOCK_N), heads // group
     block = tl.program_id(0) % blocks
     batch, kv_head = tl.program_id(0) // blocks // kv_heads, tl.program_id(0) // blocks % kv_heads
@@ -123,20 +158,27 @@ def _attention_backward_dkdv_kernel(
         inside = query_offs < queries  # queries that do not exist have an infinite lse: p = 0
         lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
         delta = tl.load(delta_ptr + row + query_offs, mask=inside, other=0.0)
-        s = tl.dot(k, q.T, input_precision=PRECISION) * scale
-        s = mask_scores(
-            s,
-            head_ptr(mask_ptr, batch, head, mask_batch_stride, mask_head_stride),
-            mask_query_stride, mask_key_stride,
-            query_offs[None, :], key_offs[:, None],
-            queries, keys,
-            MASK, CAUSAL,
-        )  # fmt: skip
-        p = tl.exp2(tl.minimum(s - lse[None, :], 0.0))
-        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
-        dp = tl.dot(v, dout.T, input_precision=PRECISION)
-        ds = p * (dp - delta[None, :])
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        mask_head = head_ptr(mask_ptr, batch, head, mask_batch_stride, mask_head_stride)
+        if APART:
+            weights = tl.zeros((BLOCK_N, BLOCK_M), dout.dtype)
+            ds = tl.zeros((BLOCK_N, BLOCK_M), q.dtype)
+            if steps > 0:  # as in every turn of this loop
+                p = _key_weights(
+                    k, q, lse, scale, mask_head, mask_query_stride, mask_key_stride,
+                    query_offs, key_offs, queries, keys, MASK, CAUSAL, PRECISION,
+                )  # fmt: skip
+                weights = p.to(dout.dtype)
+                ds = _key_gradients(p, v, dout, delta, PRECISION).to(q.dtype)
+            dv = tl.dot(weights, dout, dv, input_precision=PRECISION)
+            dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+        else:
+            p = _key_weights(
+                k, q, lse, scale, mask_head, mask_query_stride, mask_key_stride,
+                query_offs, key_offs, queries, keys, MASK, CAUSAL, PRECISION,
+            )  # fmt: skip
+            dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+            ds = _key_gradients(p, v, dout, delta, PRECISION)
+            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     start = batch.to(tl.int64) * keys * kv_heads + kv_head  # stored as [B, T, H, D]
     row_stride = kv_heads * D
     store_rows(dk_ptr + start * D, dk * (scale / _LOG2E), key_offs, keys, row_stride, D, BLOCK_D)
@@ -181,7 +223,7 @@ def launch_backward(
     blocks = triton.cdiv(keys, by_keys.block_keys)
     _attention_backward_dkdv_kernel[(blocks * batch * kv_heads,)](
         grad_out, q, k, v, lse, delta, mask_tensor, dk, dv,
-        *sizes, *strides, *mask_strides, **modes, **by_keys.keywords(),
+        *sizes, *strides, *mask_strides, **modes, **by_keys.keywords(), APART=by_keys.apart,
     )  # fmt: skip
     if dmask.numel():
         modes |= mask_gradient_config(arch, q.dtype, features).keywords()

@@ -26,6 +26,7 @@ class AttentionConfig:
     num_stages: int
     precision: str = "ieee"  # of float32 products; others know only one
     spread: bool = False  # of the forward pass: rows' sums stay apart by columns until the end
+    apart: bool = False  # of dK and dV: warps share the rows of scores, too
 
     def keywords(self) -> dict[str, int | str]:
         """As the kernels and the launch take it."""
@@ -149,7 +150,7 @@ def backward_config(
         return config, config
     if wgmma:
         dq = AttentionConfig(64, 32, num_warps=4, num_stages=2)
-        return dq, AttentionConfig(32, 64, num_warps=8, num_stages=2)
+        return dq, AttentionConfig(32, 64, num_warps=8, num_stages=2, apart=True)
     config = AttentionConfig(32, 32, num_warps=4, num_stages=2)
     return config, config
 
