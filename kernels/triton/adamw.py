@@ -211,7 +211,7 @@ def adamw_step_triton(
 ) -> Tensor:
     """Steps every parameter in place; the norm of all grads * grad_scale, float32 on their device.
 
-    Not for CUDA graphs: `hyper` is on the host, and would be that of the capture in every replay.
+    hyper [P, 6] float64 is on the host, or on their device, from where CUDA graphs read it anew.
     """
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters)
     step = Step(*lists, hyper, decoupled, maximize, grad_scale)

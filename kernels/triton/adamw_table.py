@@ -1,8 +1,14 @@
-"""What adamw_step_ tells its kernels: one row of addresses and numbers per parameter."""
+"""What adamw_step_ tells its kernels: one row of addresses and numbers per parameter.
+
+With `hyper` on the GPU nothing comes from memory of the host, and the step can be captured into a
+CUDA graph: the addresses are those of the capture, the numbers what `hyper` holds at each replay.
+"""
 
 import functools
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from pyfast import triton_rooms
@@ -16,6 +22,17 @@ COLUMNS = (
 )
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters")
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+HOST_COLUMNS = COLUMNS.index("kind") + 1  # the others are made from hyper, where that lies
+WRITTEN_AT_ONCE = 128  # numbers among the arguments of a launch, which take 4 KB at most
+# Added to these, that Triton takes them all for 64-bit ones and compiles once.
+OFFSET = tl.constexpr(1 << 62)
+
+
+@triton.jit(do_not_specialize=["values"])
+def adamw_write_kernel(out_ptr, values):
+    """out = values, less OFFSET: what a CUDA graph keeps among the arguments of the launch."""
+    for i in tl.static_range(len(values)):
+        tl.store(out_ptr + i, values[i] - OFFSET)
 
 
 class Step:
@@ -40,6 +57,7 @@ class Step:
         lists = (params, grads, exp_avgs, exp_avg_sqs, peaks, masters)
         _expect_lists(lists, hyper)
         self.device = params[0].device if params else hyper.device
+        self.capturable = _expect_hyper_within_reach(hyper, self.device)
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._kept: list[Tensor] = []  # what the table points to lives until the step is launched
         tensors = [[t[i] if t else None for t in lists] for i in range(len(params))]
@@ -73,12 +91,28 @@ class Step:
             counts.append(count)
             first += -(-count // CHUNK)
         self.kinds, self.chunks = tuple(kinds), first
+        if rows and self.capturable:
+            self.table = torch.cat((self._written(rows), numbers.view(torch.int64)), dim=1)
+            self.owner = _owners_by_table(self.table, self.chunks)
+            return
         table = torch.empty((len(rows), len(COLUMNS)), dtype=torch.int64, pin_memory=self._on_gpu())
         if rows:
-            table[:, :9] = torch.tensor(rows, dtype=torch.int64)
-            table[:, 9:] = numbers.view(torch.int64)
+            table[:, :HOST_COLUMNS] = torch.tensor(rows, dtype=torch.int64)
+            table[:, HOST_COLUMNS:] = numbers.view(torch.int64)
         self.table = table.to(self.device, non_blocking=True)
         self.owner = _owners(tuple(counts), self.device)
+
+    def _written(self, rows: list[list[int]]) -> Tensor:
+        """`rows` on the device without a copy from memory of the host, which a graph would redo."""
+        numbers = [number + OFFSET.value for row in rows for number in row]
+        launches = triton.cdiv(len(numbers), WRITTEN_AT_ONCE)
+        written = self.empty(torch.int64, launches, WRITTEN_AT_ONCE)
+        numbers += [OFFSET.value] * (written.numel() - len(numbers))
+        for i, out in enumerate(written):
+            values = tuple(numbers[i * WRITTEN_AT_ONCE : (i + 1) * WRITTEN_AT_ONCE])
+            adamw_write_kernel[(1,)](out, values, num_warps=1)
+        count = len(rows) * HOST_COLUMNS
+        return written.flatten()[:count].view(len(rows), HOST_COLUMNS)
 
     def _on_gpu(self) -> bool:
         return self.device.type == "cuda"
@@ -93,6 +127,13 @@ class Step:
         if LISTS[which] != "grads":
             self._copies.append((t.detach(), copy))
         return copy
+
+
+def _owners_by_table(table: Tensor, chunks: int) -> Tensor:
+    """_owners, made on the device anew: a graph owns what it was captured with."""
+    first = table[:, COLUMNS.index("first")].contiguous()
+    every = torch.arange(chunks, dtype=torch.int64, device=table.device)
+    return torch.searchsorted(first, every, right=True, out_int32=True) - 1
 
 
 @functools.lru_cache(maxsize=8)
@@ -146,10 +187,20 @@ def _expect_lists(lists: tuple[list[Tensor], ...], hyper: Tensor) -> None:
         guards.expect(
             len(tensors) == count or (optional and not tensors), OP, name, rule, len(tensors)
         )
-    if hyper.device.type != "cpu":
-        raise RuntimeError(f"{OP}: hyper must be on the cpu; got {hyper.device}")
     guards.expect(tuple(hyper.shape) == (count, 6), OP, "hyper", f"be {[count, 6]}", [*hyper.shape])
     guards.expect_dtype(OP, "hyper", hyper, torch.float64)
+
+
+def _expect_hyper_within_reach(hyper: Tensor, device: torch.device) -> bool:
+    """Whether the step may be captured into a CUDA graph: `hyper` is on the GPU itself."""
+    if hyper.device.type == "cpu":
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            rule = f"be on {device} while a CUDA graph is captured"
+            raise RuntimeError(f"{OP}: hyper must {rule}; got {hyper.device}")
+        return False
+    if hyper.device != device:
+        raise RuntimeError(f"{OP}: hyper must be on the cpu or {device}; got {hyper.device}")
+    return True
 
 
 def _expect_parameter(i: int, own: list[Tensor | None], like: Tensor) -> None:
