@@ -33,19 +33,11 @@ ISA_FLAGS = {  # never -march=native: what is built here must run elsewhere
     "avx512_bf16": f"{AVX512} -mavx512bf16".split(),
     "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16".split(),
 }
-MATMUL_METAL = {
-    "linear_act",
-    "linear_glu",
-    "linear_cross_entropy",
-    "attention",
-    "attention_backward",
-    "attention_grad_mask",
-}
+MATMUL_METAL = {"linear_act", "linear_glu", "linear_cross_entropy"}
+MATMUL_METAL |= {"attention", "attention_backward", "attention_grad_mask"}
 ROUNDING_METAL = {"adamw", "cross_entropy", "layer_norm", "rms_norm", "rope"}
-BF16_LEVELS = {  # they multiply or round bfloat16: levels of these files alone
-    "avx512_bf16": MATMUL_METAL | ROUNDING_METAL,
-    "amx": MATMUL_METAL,
-}
+# What multiplies or rounds bfloat16: levels of these files alone.
+BF16_LEVELS = {"avx512_bf16": MATMUL_METAL | ROUNDING_METAL, "amx": MATMUL_METAL}
 # Memory errors and undefined behaviour end the process; -O1 keeps the stack traces readable.
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SANITIZE += ["-fno-omit-frame-pointer", "-g1", "-O1"]
