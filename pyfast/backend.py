@@ -8,9 +8,8 @@ turns a fallback into an error; `PYFAST_JIT=0` declines compiling; `PYFAST_EXTEN
 another build; `pyfast doctor` prints the outcome.
 
 The switch is torch's dispatcher: the extension fills its CPU and CUDA keys, and what is registered
-on top of it covers it until it is destroyed: pyfast/triton_rooms.py under the CUDA key, or
-pyfast/choosers.py where `auto` measures, and under the CPU key "triton" or "cuda" while asked for
-by name. Nothing else is looked up per call.
+on top covers it until it is destroyed: triton_rooms.py under the CUDA key, or choosers.py where
+`auto` measures, and under the CPU key "triton" or "cuda" while asked for by name.
 """
 
 import contextlib
@@ -116,9 +115,12 @@ def little_work(op: str) -> int:
     return choose(op, "cpu", torch.float32).little if choice is None else choice.little
 
 
+def _is_free() -> bool:
+    return _forced == "auto" and not _deterministic and not os.environ.get("PYFAST_REQUIRE")
+
+
 def _little(op: str, dtype: torch.dtype | None) -> int:
-    free = _forced == "auto" and not _deterministic and not os.environ.get("PYFAST_REQUIRE")
-    return LITTLE_WORK.get(op, -1) if free and dtype == torch.float32 else -1
+    return LITTLE_WORK.get(op, -1) if _is_free() and dtype == torch.float32 else -1
 
 
 def _decide(op: str, device_type: str, dtype: torch.dtype | None = None) -> Choice:
@@ -171,8 +173,7 @@ def _tell(op: str, device_type: str, dtype: torch.dtype | None, choice: Choice) 
 def using(backend: str) -> Iterator[None]:
     """Run every operation on `backend` ("auto", "cpp", "cuda", "triton", "torch") in the block.
 
-    With "cuda" and "triton", CPU tensors too go to these kernels, which refuse them in one sentence
-    unless something runs them there.
+    "cuda" and "triton" take CPU tensors, too, and refuse them unless something runs them there.
     """
     if backend not in BACKENDS:
         raise ValueError(f"using: backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
@@ -188,17 +189,20 @@ def _asks_for_triton() -> bool:
     return "triton" in (_forced, os.environ.get("PYFAST_REQUIRE"))
 
 
-def measures() -> bool:
-    """Whether `auto` times the kernels of a GPU and takes the quickest; PYFAST_TUNE=0 declines."""
-    free = _forced == "auto" and not _deterministic and not os.environ.get("PYFAST_REQUIRE")
-    return free and os.environ.get("PYFAST_TUNE") != "0" and torch.cuda.is_available()
+def measures(anywhere: bool = False) -> bool:
+    """Whether `auto` times the kernels of a GPU and takes the quickest; PYFAST_TUNE=0 declines.
+
+    `anywhere`: were there a GPU; to ask for one starts CUDA, after which nobody may fork.
+    """
+    free = _is_free() and os.environ.get("PYFAST_TUNE") != "0"
+    return free and (anywhere or torch.cuda.is_available())
 
 
 def _select(backend: str) -> None:
     global _forced
     _forced = backend
     _choices.clear()
-    if _cuda and measures():
+    if _cuda and measures(anywhere=True) and torch.backends.cuda.is_built():
         _register("CUDA", "measured", OPS)
     else:
         covered = () if _asks_for_triton() else _cuda

@@ -15,6 +15,7 @@ import torch
 from pyfast import triton_rooms, tuning
 
 Room = Callable[..., Any]
+REMEMBERED = 1024  # calls of one schema; a server meets ever new sizes
 CUBLASLT = ("linear_act", "linear_act_backward")  # schemas whose rooms can ask it
 
 
@@ -58,6 +59,8 @@ def chooser(name: str, candidates: Mapping[str, Room], winners: tuning.Winners) 
             trials = {n: functools.partial(_try, name, f, args) for n, f in candidates.items()}
             found = candidates[winners.pick(key, trials, measure)]
             if measure:
+                if len(remembered) >= REMEMBERED:
+                    remembered.clear()  # what comes again is looked up again, and not measured
                 remembered[exact] = found
         return found(*args)
 

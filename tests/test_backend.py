@@ -115,6 +115,25 @@ def test_triton_refuses_cpu_tensors_in_one_sentence() -> None:
     assert torch.ops.pyfast.layer_norm(x, None, None, None, 1e-5)[0].shape == x.shape
 
 
+def test_import_does_not_start_cuda() -> None:
+    """Even to ask whether there is a GPU would: then a process may no longer be forked."""
+    code = (
+        "import torch\n"
+        "def asked(*_): raise AssertionError('CUDA was asked')\n"
+        "for name in ('is_available', 'device_count', 'init', '_lazy_init', 'current_device'):\n"
+        "    setattr(torch.cuda, name, asked)\n"
+        "torch.backends.cuda.is_built = lambda: True\n"
+        "import pyfast\nfrom pyfast import backend\n"
+        "with pyfast.using('torch'): pass\n"
+        "pyfast.rms_norm(torch.ones(2, 3), (3,))\n"
+        "print(backend._rooms.get('CUDA', (0, ('',)))[1][0] == 'measured', bool(backend._cuda))"
+    )
+    done = run(code, PYFAST_BACKEND="auto", PYFAST_REQUIRE="")
+    assert done.returncode == 0, done.stderr
+    measures, built = done.stdout.split()
+    assert measures == built  # with CUDA kernels built in, calls on a GPU are measured
+
+
 @needs_triton
 def test_backend_setting_runs_triton_from_the_start() -> None:
     code = (

@@ -79,6 +79,16 @@ def test_quickest_candidate_is_measured_once_and_kept(file) -> None:
     assert again.measured == 0 and again.ran == ["triton"]  # from the file
 
 
+def test_sizes_without_end_are_not_all_remembered(file, monkeypatch) -> None:
+    monkeypatch.setattr(choosers, "REMEMBERED", 3)
+    asked, clock, real = [], Clock(cuda=2e-6, triton=1e-6), tuning.describe
+    monkeypatch.setattr(tuning, "describe", lambda *a: (asked.append(1), real(*a))[1])
+    with choosing(clock, file, "rms_norm"):
+        for cols in (9, 10, 11, 12, 12, 12, 9):
+            norm(4, cols)
+    assert len(asked) == 5 and clock.measured == 2  # what was forgotten is looked up again
+
+
 def test_winners_of_other_sources_are_measured_anew(file, monkeypatch) -> None:
     with choosing(Clock(cuda=2e-6, triton=1e-6), file, "rms_norm"):
         norm()
@@ -188,7 +198,8 @@ def a_gpu(monkeypatch, tmp_path):
     yield monkeypatch
     monkeypatch.undo()
     backend._select(backend._forced)  # without a GPU nothing chooses
-    assert "measured" not in {told[0] for _, told in backend._rooms.values()}
+    choosing = "measured" in {told[0] for _, told in backend._rooms.values()}
+    assert not choosing or torch.backends.cuda.is_built()
 
 
 def test_settings_and_determinism_turn_measuring_off(a_gpu) -> None:
