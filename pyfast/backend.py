@@ -75,7 +75,7 @@ def extension() -> object | None:
 
 
 def has_schemas() -> bool:
-    """Whether torch.ops.pyfast has the operations, on whatever devices."""
+    """Whether torch.ops.pyfast has the operations."""
     return _extension is not None or _schemas is not None
 
 
@@ -171,7 +171,7 @@ def _tell(op: str, device_type: str, dtype: torch.dtype | None, choice: Choice) 
 
 @contextlib.contextmanager
 def using(backend: str) -> Iterator[None]:
-    """Run every operation on `backend` ("auto", "cpp", "cuda", "triton", "torch") in the block.
+    """Run every operation on `backend`, one of BACKENDS, in the block.
 
     "cuda" and "triton" take CPU tensors, too, and refuse them unless something runs them there.
     """
@@ -192,7 +192,7 @@ def _asks_for_triton() -> bool:
 def measures(anywhere: bool = False) -> bool:
     """Whether `auto` times the kernels of a GPU and takes the quickest; PYFAST_TUNE=0 declines.
 
-    `anywhere`: were there a GPU; to ask for one starts CUDA, after which nobody may fork.
+    `anywhere`: were there a GPU; asking for one starts CUDA, after which nobody may fork.
     """
     free = _is_free() and os.environ.get("PYFAST_TUNE") != "0"
     return free and (anywhere or torch.cuda.is_available())
@@ -230,9 +230,8 @@ def _register(key: str, backend: str, ops: tuple[str, ...]) -> None:
 class deterministic:
     """`pyfast.deterministic(True)`: the same bits from run to run, for any number of threads.
 
-    A switch, or a block: `with pyfast.deterministic(True):`. The CPU kernels and the Triton kernels
-    always add up in an order that the sizes alone decide; the switch keeps `auto` from choosing
-    between backends by measured time, which could differ from run to run.
+    A switch, or a block: `with pyfast.deterministic(True):`. The kernels always add up in an order
+    that sizes alone decide; the switch keeps `auto` from choosing by measured time.
     """
 
     def __init__(self, mode: bool) -> None:
@@ -295,7 +294,7 @@ def _find_schemas() -> tuple[torch.library.Library | None, str | None]:
 _schemas, _no_schemas = _find_schemas()
 _archs = tuple(getattr(_extension, "cuda_archs", ()))
 _cuda = cuda_rooms.present(_extension, OPS)  # the operations with CUDA C++ kernels
-# Over the extension's rooms, by dispatch key: (library, (backend, operations)).
 measured = tuning.Winners(archs=_archs)  # which kernels were the quickest on GPUs
+# Over the extension's rooms, by dispatch key: (library, (backend, operations)).
 _rooms: dict[str, tuple[torch.library.Library, tuple[str, tuple[str, ...]]]] = {}
 _select(_forced)
