@@ -114,6 +114,42 @@ def _key_gradients(p, v, dout, delta, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _add_queries(
+    dk, dv,  # running sums
+    k, v, q, dout, lse, delta, scale,
+    mask_ptr, mask_query_stride, mask_key_stride,
+    query_offs, key_offs, queries, keys,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """(dk, dv) with what a block of queries adds to them.
+
+    APART: P and dS come out of a branch, else Triton sees that one product feeds another, gives
+    every warp whole rows of the first, and has groups of four warps multiply the same ones.
+    """
+    if APART:
+        weights = tl.zeros((key_offs.shape[0], lse.shape[0]), dout.dtype)
+        ds = tl.zeros((key_offs.shape[0], lse.shape[0]), q.dtype)
+        if queries > 0:  # as always here
+            p = _key_weights(
+                k, q, lse, scale, mask_ptr, mask_query_stride, mask_key_stride,
+                query_offs, key_offs, queries, keys, MASK, CAUSAL, PRECISION,
+            )  # fmt: skip
+            weights = p.to(dout.dtype)
+            ds = _key_gradients(p, v, dout, delta, PRECISION).to(q.dtype)
+        dv = tl.dot(weights, dout, dv, input_precision=PRECISION)
+        dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+    else:
+        p = _key_weights(
+            k, q, lse, scale, mask_ptr, mask_query_stride, mask_key_stride,
+            query_offs, key_offs, queries, keys, MASK, CAUSAL, PRECISION,
+        )  # fmt: skip
+        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+        ds = _key_gradients(p, v, dout, delta, PRECISION)
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit
 def _attention_backward_dkdv_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, mask_ptr, dk_ptr, dv_ptr,
     heads, group, queries, keys, scale,                                  # sizes
@@ -126,11 +162,7 @@ def _attention_backward_dkdv_kernel(
     MASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N rows of dK and dV of one head of keys, over all heads of queries that share it.
-
-    APART: the products of a tile hide behind a branch from those they feed, else Triton gives every
-    warp whole rows of the former, and has groups of four warps that share rows multiply them twice.
-    """
+    """BLOCK_N rows of dK and dV of one head of keys, over all heads of queries that share it."""
     blocks, kv_heads = tl.cdiv(keys, BLOCK_N), heads // group
     block = tl.program_id(0) % blocks
     batch, kv_head = tl.program_id(0) // blocks // kv_heads, tl.program_id(0) // blocks % kv_heads
@@ -158,27 +190,12 @@ def _attention_backward_dkdv_kernel(
         inside = query_offs < queries  # queries that do not exist have an infinite lse: p = 0
         lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
         delta = tl.load(delta_ptr + row + query_offs, mask=inside, other=0.0)
-        mask_head = head_ptr(mask_ptr, batch, head, mask_batch_stride, mask_head_stride)
-        if APART:
-            weights = tl.zeros((BLOCK_N, BLOCK_M), dout.dtype)
-            ds = tl.zeros((BLOCK_N, BLOCK_M), q.dtype)
-            if steps > 0:  # as in every turn of this loop
-                p = _key_weights(
-                    k, q, lse, scale, mask_head, mask_query_stride, mask_key_stride,
-                    query_offs, key_offs, queries, keys, MASK, CAUSAL, PRECISION,
-                )  # fmt: skip
-                weights = p.to(dout.dtype)
-                ds = _key_gradients(p, v, dout, delta, PRECISION).to(q.dtype)
-            dv = tl.dot(weights, dout, dv, input_precision=PRECISION)
-            dk = tl.dot(ds, q, dk, input_precision=PRECISION)
-        else:
-            p = _key_weights(
-                k, q, lse, scale, mask_head, mask_query_stride, mask_key_stride,
-                query_offs, key_offs, queries, keys, MASK, CAUSAL, PRECISION,
-            )  # fmt: skip
-            dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
-            ds = _key_gradients(p, v, dout, delta, PRECISION)
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        dk, dv = _add_queries(
+            dk, dv, k, v, q, dout, lse, delta, scale,
+            head_ptr(mask_ptr, batch, head, mask_batch_stride, mask_head_stride),
+            mask_query_stride, mask_key_stride, query_offs, key_offs, queries, keys,
+            MASK, CAUSAL, PRECISION, APART,
+        )  # fmt: skip
     start = batch.to(tl.int64) * keys * kv_heads + kv_head  # stored as [B, T, H, D]
     row_stride = kv_heads * D
     store_rows(dk_ptr + start * D, dk * (scale / _LOG2E), key_offs, keys, row_stride, D, BLOCK_D)
