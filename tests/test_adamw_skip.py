@@ -48,7 +48,8 @@ def test_adamw_writes_nothing_where_infinity_was_found(backend, max_norm) -> Non
     lists, twin = state(), state()
     before = copies(lists)
     with running(backend):
-        skipped = pyfast.adamw_step_(**lists, step=3, max_norm=max_norm, found_inf=torch.ones(()))
+        both = torch.tensor(2.0)  # on two devices, as GradScaler adds the flags up
+        skipped = pyfast.adamw_step_(**lists, step=3, max_norm=max_norm, found_inf=both)
         assert same(lists, before)
         norm = pyfast.adamw_step_(**lists, step=3, max_norm=max_norm, found_inf=torch.zeros(1))
         plain = pyfast.adamw_step_(**twin, step=3, max_norm=max_norm)
@@ -66,6 +67,29 @@ def test_adamw_without_a_limit_clips_nothing_by_an_infinite_norm(backend) -> Non
     assert norm == torch.inf
     for ours, theirs in zip(lists["params"], twin["params"], strict=True):
         assert torch.equal(ours[1:], theirs[1:]) and ours[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_adamw_tells_and_clips_by_the_norm_of_its_formula(backend) -> None:
+    """A length, whatever the sign of the scale; a millionth keeps a norm of 0 from dividing."""
+    lists = {name: [torch.zeros(2)] for name in ("params", "exp_avgs", "exp_avg_sqs")}
+    lists["grads"] = [torch.tensor([3e-6, 4e-6])]
+    with running(backend):
+        norm = pyfast.adamw_step_(**lists, step=1, grad_scale=-2.0, max_norm=1e-6, betas=(0.0, 0.9))
+    torch.testing.assert_close(norm, torch.tensor(1e-5))
+    expected = lists["grads"][0] * -2.0 / 11
+    torch.testing.assert_close(lists["exp_avgs"][0], expected, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_adamw_peak_does_not_hide_what_is_no_number(backend) -> None:
+    lists = state()
+    peaks = [torch.full_like(t, 9.0) for t in lists["exp_avg_sqs"]]
+    lists["grads"][1][0] = torch.nan
+    with running(backend):
+        pyfast.adamw_step_(**lists, step=3, max_exp_avg_sqs=peaks)
+    for t in (peaks[1], lists["params"][1]):
+        assert t[0].isnan() and not t[1:].isnan().any()
 
 
 def test_adamw_refuses_a_flag_that_is_none() -> None:
