@@ -1,10 +1,11 @@
-"""Run a Triton script on CPU tensors: python -m tests.emulator FILE.py [--arch 90] [ARGS...]."""
+"""Run a Triton script without a GPU: python -m tests.emulator FILE.py [--arch 90] [ARGS...]."""
 
 from __future__ import annotations
 
 import argparse
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def table(log: Sequence[Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; 0 if nothing was wrong, 1 if a kernel broke a rule, 2 if it cannot be run."""
+    """Run the script; 0 if nothing was wrong, 1 if a kernel broke a rule or the script raised, 2 if
+    it cannot be run.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.emulator", description=__doc__)
     parser.add_argument("file", type=Path, help="a script that launches Triton kernels")
     parser.add_argument("--arch", type=int, choices=(80, 90), default=80, help="compile for this")
@@ -48,26 +51,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of --order random")
     parser.add_argument("--perturb", action="store_true", help="move approximate results")
     options, rest = parser.parse_known_args(argv)
+    if not options.file.is_file():
+        parser.error(f"FILE must be a script; got {options.file}, which is not there")
     try:
+        from .cuda_is_cpu import cuda_is_cpu
         from .triton import emulated
     except ImportError as error:
         print(f"emulator: triton must be installed; got: {error}", file=sys.stderr)
         return 2
     own = sys.argv
     sys.argv = [str(options.file), *rest]
-    code = 0
-    with emulated(
-        options.arch, order=options.order, seed=options.seed, perturb=options.perturb
-    ) as log:
-        try:
-            runpy.run_path(str(options.file), run_name="__main__")
-        except (Violation, Unsupported) as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            code = 1 if isinstance(error, Violation) else 2
-        finally:
-            sys.argv = own
+    settings = {"order": options.order, "seed": options.seed, "perturb": options.perturb}
+    try:
+        with emulated(options.arch, **settings) as log, cuda_is_cpu(options.arch):
+            code = _run(options.file)
+    finally:
+        sys.argv = own
     print(table(log))
     return code
+
+
+def _run(file: Path) -> int:
+    """The script as __main__; what it raises is told, without the frames that are not its own."""
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    except (Violation, Unsupported) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, Violation) else 2
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        while frames and Path(frames[0].filename) != file:
+            frames.pop(0)
+        told = traceback.format_list(frames) + traceback.format_exception_only(error)
+        print("Traceback (most recent call last):\n" + "".join(told), end="", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
