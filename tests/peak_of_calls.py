@@ -33,6 +33,7 @@ CASES = [
     linear_glu(1500, 512, 1000),
     cross_entropy(256, 30000),
     linear_cross_entropy(1024, 128, 40000),
+    linear_cross_entropy(160, 128, 40000),
     attention(1, 4, 2048, 64, causal=True),
     attention(1, 8, 1, 64, tk=8192),
     norm("layer_norm", 4096, 1024, residual=True),

@@ -10,8 +10,9 @@ import pyfast
 from pyfast import backend, reference
 
 compiled = pytest.mark.skipif(backend.extension() is None, reason="pyfast._C is not built")
-# 23 MB of float32 logits against 16 MB of workspace: several chunks of rows and slabs of classes
-ROWS, K, CLASSES = 290, 24, 20011
+# 37 MB of float32 logits, too many to be kept whole: several chunks of rows and slabs of classes
+ROWS, K, CLASSES = 470, 24, 20011
+FEW_ROWS = 300  # 24 MB
 
 
 def operands(dtype=torch.float32, rows=ROWS, classes=CLASSES):
@@ -27,9 +28,10 @@ def gradients(function, x, weight, target, **settings):
     return loss, *torch.autograd.grad(loss.sum(), (x, weight))
 
 
+@pytest.mark.parametrize("rows", [FEW_ROWS, ROWS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear_cross_entropy_over_several_chunks_is_as_accurate_as_torch(dtype):
-    x, weight, target = operands(dtype)
+def test_linear_cross_entropy_of_many_classes_is_as_accurate_as_torch(dtype, rows):
+    x, weight, target = operands(dtype, rows)
     wide = [t.detach().double().requires_grad_() for t in (x, weight)]
     ours = gradients(pyfast.linear_cross_entropy, x, weight, target)
     theirs = gradients(reference.linear_cross_entropy, x, weight, target)
@@ -37,6 +39,38 @@ def test_linear_cross_entropy_over_several_chunks_is_as_accurate_as_torch(dtype)
     for our, their, truth in zip(ours, theirs, truths, strict=True):
         allowed = 2 * (their - truth).abs().max() + 4 * torch.finfo(dtype).eps * truth.abs().max()
         assert (our - truth).abs().max() <= allowed
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("dtype", "rows", "at_once"),
+    [
+        (torch.float32, ROWS, True),
+        (torch.bfloat16, FEW_ROWS, True),
+        (torch.bfloat16, ROWS, False),
+        (torch.float16, FEW_ROWS, False),  # a loss scale must reach it before the rounding
+    ],
+)
+def test_linear_cross_entropy_makes_gradients_with_the_loss_where_it_says(dtype, rows, at_once):
+    x, weight, target = operands(dtype, rows)
+    arguments = (None, target, None, -100, 0.0, "mean", True, True, False)
+    _, _, grad_x, grad_weight, _ = torch.ops.pyfast.linear_cross_entropy(
+        x.detach(), weight.detach(), *arguments
+    )
+    made = (grad_x.shape == x.shape, grad_weight.shape == weight.shape)
+    assert made == (at_once, at_once)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear_cross_entropy_scales_its_gradients_as_backward_asks(dtype):
+    x, weight, target = operands(dtype, rows=40, classes=1100)
+    loss = pyfast.linear_cross_entropy(x, weight, target)
+    plain = torch.autograd.grad(loss, (x, weight), retain_graph=True)
+    factor = torch.tensor(1 / 3, dtype=dtype)
+    scaled = torch.autograd.grad(loss, (x, weight), factor)
+    for one, third in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(third, (one.float() * factor.float()).to(dtype), rtol=0, atol=0)
 
 
 @compiled

@@ -57,10 +57,11 @@ Linear checked_linear(const Tensor& x, const Tensor& weight, std::optional<Tenso
   return {side_by_side ? x : torch::stable::contiguous(x), weight, bias, x.size(0), weight.size(0), x.size(1)};
 }
 
-// Of a scalar loss the gradients are made in the same pass and only scaled later. Those of 16-bit tensors wait for
-// grad_loss: see the kernel, and a loss scale must reach float16 before the rounding.
-bool gradients_with_loss(const Tensor& x, Reduction mode) {
-  return mode != Reduction::none && x.scalar_type() == accumulator_type(x);
+// Of a scalar loss the gradients are made in the same pass and only scaled later. Those of many logits of 16 bits wait
+// for grad_loss: see the kernel. Those of float16 always do: a loss scale must reach them before the rounding.
+bool gradients_with_loss(const Linear& in, Reduction mode) {
+  if (mode == Reduction::none || in.x.scalar_type() == ScalarType::Half) return false;
+  return in.x.scalar_type() != ScalarType::BFloat16 || keeps_whole_logits(in.rows, in.classes);
 }
 
 // Runs the kernel: loss and lse unless lse_known, and what is needed of the gradients.
@@ -107,7 +108,7 @@ FiveTensors linear_cross_entropy_cpu(const Tensor& x, const Tensor& weight, std:
   const Linear in = checked_linear(x, weight, bias);
   const ScalarType wide = accumulator_type(x);
   const Targets targets = checked_targets(kOp, target, class_weight, in.rows, in.classes, ignore_index, wide);
-  const bool now = gradients_with_loss(x, mode);
+  const bool now = gradients_with_loss(in, mode);
   Tensor loss = empty({in.rows}, wide), lse = empty({in.rows, 2}, wide);
   fill_zero(loss);
   fill_zero(lse);

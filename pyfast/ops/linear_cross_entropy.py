@@ -10,6 +10,8 @@ from pyfast.ops.checks import expect, expect_float, expect_like, expect_shape, t
 from pyfast.ops.cross_entropy import check_targets, in_accumulator_type, loss_dtype
 from pyfast.ops.register import below_autograd, differentiable, register_fake
 
+WHOLE_LOGITS = 32 << 20  # bytes in float32 up to which the logits are kept from loss to gradients
+
 
 def linear_cross_entropy(
     input: Tensor,
@@ -25,10 +27,11 @@ def linear_cross_entropy(
 ) -> Tensor:
     """`F.linear_cross_entropy` for class indices: cross entropy of linear(input, linear_weight).
 
-    Rows that do not count are left out of the matrix products. In float32 and float64 the gradients
-    of a "mean" or "sum" are made together with the loss, in three products; all others by the
-    backward, which computes the logits again. Workspace: about an eighth of what the logits would
-    take, or 16 MB.
+    Rows that do not count are left out of the matrix products. The gradients of a "mean" or "sum"
+    are made together with the loss, in three products, in float32 and float64, and in bfloat16
+    where the logits would take up to 32 MB in float32; all others by the backward, which computes
+    the logits again. Workspace: up to 40 MB where the logits take up to 32 MB in float32; else
+    about an eighth of what they would take in the dtype of `input`, or 16 MB.
 
     Args:
         input: [..., K], float32, bfloat16, float16 or float64.
@@ -93,9 +96,12 @@ def _parse(op: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | 
         expect_shape(op, "linear_bias", linear_bias, shape[:1], f"[V={shape[0]}]")
 
 
-def _with_loss(x: Tensor, reduction: str) -> bool:
-    """Whether the op makes the gradients together with the loss; the C++ decides the same way."""
-    return reduction != "none" and x.dtype in (torch.float32, torch.float64)
+def _with_loss(x: Tensor, weight: Tensor, reduction: str) -> bool:
+    """Whether the op makes the gradients together with the loss, as the C++ of the device does."""
+    if reduction == "none" or x.dtype == torch.float16:
+        return False
+    few = 4 * x.shape[0] * weight.shape[0] <= WHOLE_LOGITS and x.device.type == "cpu"
+    return x.dtype != torch.bfloat16 or few
 
 
 def _fake(
@@ -104,7 +110,7 @@ def _fake(
     _, _, reduction, *need = modes
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     loss = x.new_empty(x.shape[0] if reduction == "none" else (), dtype=wide)
-    now = _with_loss(x, reduction)
+    now = _with_loss(x, weight, reduction)
     grads = _gradients_like(x, weight, bias, (now and n for n in need))
     return loss, x.new_empty((x.shape[0], 2), dtype=wide), *grads
 
@@ -127,7 +133,8 @@ def _gradients_like(x: Tensor, weight: Tensor, bias: Any, need: Any) -> tuple[Te
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, weight, bias, target, class_weight, *modes = inputs
     ctx.modes, ctx.need = modes[:3], modes[3:]
-    if _with_loss(x, modes[2]):
+    made = zip(output[2:], (x, weight, bias), ctx.need, strict=True)
+    if any(ctx.need) and all(t is None or g.shape == t.shape for g, t, need in made if need):
         ctx.save_for_backward(*output[2:])
     else:
         ctx.save_for_backward(x, weight, bias, target, class_weight, output[1])
@@ -146,10 +153,10 @@ def _gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple:
 def _scaled(saved: tuple[Tensor, ...], need: list[bool], factor: Tensor) -> list[Tensor]:
     """The saved gradients times `factor`, in new tensors unless this is their last use."""
     if type(factor) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
-        return [g * factor.to(g.dtype) if n else g for g, n in zip(saved, need, strict=True)]
+        return [g * factor if n else g for g, n in zip(saved, need, strict=True)]
     if factor == 1:
         return list(saved)
-    return [g.mul_(factor.to(g.dtype)) if n else g for g, n in zip(saved, need, strict=True)]
+    return [g.mul_(factor) if n else g for g, n in zip(saved, need, strict=True)]
 
 
 register_fake("linear_cross_entropy", _fake)

@@ -7,8 +7,8 @@
 // The classes are divided into ranges, as many as the sizes alone decide, and each range sums its own dX.
 // Gradients alone: all rows go at once and the logits are computed again (a fourth product), for a group of slabs at a
 // time: dW of a slab is finished, and rounded, at once, dX added up group by group. W is packed twice and dW written
-// once, whatever M. This is how the 16-bit types go: for them dW of the other way, summed in float32, would be larger
-// than the logits.
+// once, whatever M. This is how 16-bit types go unless one chunk holds all rows: else dW of the first way, summed in
+// float32, would be larger than the logits.
 #include "linear_cross_entropy_plan.h"
 
 #include "act_rows.h"

@@ -24,9 +24,15 @@ struct LinearCrossEntropyArgs {
   int64_t grad_loss_stride;         // 0: one number for all rows
   double grad_scale;                // multiplies it
   void *loss, *lse;                 // [..], [.., 2]
-  void *dx, *dweight, *dbias;       // contiguous; of 16-bit dtypes only where lse_known
+  void *dx, *dweight, *dbias;       // contiguous; of 16-bit dtypes only where lse_known or the logits are kept whole
   void* workspace;                  // of linear_cross_entropy_workspace() bytes
 };
+
+// Whether the logits are few enough to be kept whole, in float32, from the loss to the gradients: what the door
+// promises of memory allows for it.
+constexpr bool keeps_whole_logits(int64_t rows, int64_t classes) {
+  return classes <= 0 || rows <= (int64_t(32) << 20) / (classes * int64_t(sizeof(float)));
+}
 
 template <Isa kIsa> int64_t linear_cross_entropy_workspace(const LinearCrossEntropyArgs&);
 template <Isa kIsa> void linear_cross_entropy(const LinearCrossEntropyArgs&);

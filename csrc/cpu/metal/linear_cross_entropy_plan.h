@@ -11,6 +11,7 @@ constexpr int64_t kSlab = kBlockCols;                    // classes
 constexpr int64_t kNarrowSlab = 64;                      // where whole ones would leave threads idle
 constexpr int64_t kMostGroup = 4096;                     // classes of a group
 constexpr int64_t kLeastBudget = int64_t(16) << 20;      // bytes of workspace that are never too many
+constexpr int64_t kWholeBudget = int64_t(40) << 20;      // of those where the whole logits are kept
 constexpr int64_t kMostRanges = 32;
 
 // Hands out pieces of the workspace; without memory, only counts.
@@ -60,9 +61,10 @@ struct LinearCrossEntropyPlan {
   }
 
   // Workspace of about an eighth of the whole logits: a chunk of rows that keeps its logits, or else all rows and
-  // groups of classes as large as that allows.
+  // groups of classes as large as that allows. Few logits are kept whole: W is read and dW written once.
   void plan() {
-    const int64_t budget = max_of(kLeastBudget, a.rows * a.classes * int64_t(sizeof(T)) / 8);
+    const bool whole = keeps_whole_logits(a.rows, a.classes);
+    const int64_t budget = max_of(whole ? kWholeBudget : kLeastBudget, a.rows * a.classes * int64_t(sizeof(T)) / 8);
     chunk = keep ? Core::kRows : a.rows;
     group = min_of(kMostGroup, slabs * kSlab);
     ranges = 1, range = slabs * kSlab;
@@ -75,7 +77,7 @@ struct LinearCrossEntropyPlan {
     const int64_t each = (lay_out(nullptr) - first) / Core::kRows;   // bytes per row of the chunk
     chunk = max_of(Core::kRows, (budget - budget / 8 - first) / max_of(1, each) + Core::kRows);
     const int64_t chunks = ceil_div(a.rows, min_of(chunk, a.rows));
-    chunk = min_of(a.rows, round_up(ceil_div(a.rows, chunks), Core::kRows));
+    chunk = whole ? a.rows : min_of(a.rows, round_up(ceil_div(a.rows, chunks), Core::kRows));
     if (!a.dx) ranges = kMostRanges;
     else ranges = max_of(2, min_of(kMostRanges, budget / 8 / max_of(1, chunk * a.depth * int64_t(sizeof(A)))));
     range = round_up(ceil_div(a.classes, ranges), a.classes < kSlab * ranges ? kNarrowSlab : kSlab);
