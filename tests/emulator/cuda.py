@@ -24,63 +24,15 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-import pyfast.backend
 from pyfast import cuda_rooms
 from tests.emulator import Module, Stats, Violation, nvcc
 from tests.emulator.fatbin import best_image, ptx_images
 from tests.emulator.module import SHARED_LIMIT
+from tests.emulator.stand_in import LAUNCH, MEMORY, THREADS, Request, missing, stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILURE = 719  # cudaErrorLaunchFailure
 NO_IMAGE = 209  # cudaErrorNoKernelImageForDevice
-Three = ctypes.c_uint32 * 3
-
-
-class _Request(ctypes.Structure):
-    """StandInLaunch in runtime/stand_in.h."""
-
-    _fields_ = [
-        ("fatbin", ctypes.c_void_p),
-        ("kernel", ctypes.c_char_p),
-        ("grid", Three),
-        ("block", Three),
-        ("cluster", Three),
-        ("shared_bytes", ctypes.c_uint64),
-        ("args", ctypes.POINTER(ctypes.c_void_p)),
-        ("broken", ctypes.c_char_p),
-    ]
-
-
-class _Memory(ctypes.Structure):
-    """StandInMemory in runtime/stand_in.h."""
-
-    _fields_ = [
-        ("address", ctypes.c_uint64),
-        ("bytes", ctypes.c_uint64),
-        ("element", ctypes.c_uint32),
-        ("blank", ctypes.c_uint32),
-    ]
-
-
-_LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Request))
-_MEMORY = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Memory))
-_THREADS = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
-
-
-class _StandIn(ctypes.Structure):
-    """StandIn in runtime/stand_in.h."""
-
-    _fields_ = [
-        ("launch", _LAUNCH),
-        ("memory", _MEMORY),
-        ("threads", _THREADS),
-        ("capability", ctypes.c_int32),
-        ("processors", ctypes.c_int32),
-        ("shared_limit", ctypes.c_int32),
-        ("in_room", ctypes.c_int32),
-        ("host", ctypes.c_uint64),
-        ("guards", ctypes.c_int32),
-    ]
 
 
 @dataclass(frozen=True)
@@ -106,25 +58,6 @@ class Launch:
     def name(self) -> str:
         """The name of the kernel, without namespaces and template arguments."""
         return self.binary.name
-
-
-def missing() -> str | None:
-    """Why no CUDA kernel can be emulated here, for people; None where they can."""
-    if not nvcc.available():
-        return "needs nvcc"
-    return None if _stand_in() is not None else "needs PYFAST_CUDA=1, which builds the CUDA kernels"
-
-
-@functools.cache
-def _stand_in() -> _StandIn | None:
-    """The stand-in that the extension is linked to, if it is."""
-    extension = pyfast.backend.extension()
-    if extension is None:
-        return None
-    try:
-        return _StandIn.in_dll(ctypes.CDLL(extension.__file__), "stand_in")
-    except ValueError:
-        return None
 
 
 @dataclass
@@ -157,7 +90,7 @@ class _Session:
             self.failure = error
             return FAILURE
 
-    def _run(self, request: _Request) -> int:
+    def _run(self, request: Request) -> int:
         name = request.kernel.decode()
         if request.broken:
             raise Violation(f"{_plain(name)}: {request.broken.decode()}")
@@ -195,7 +128,7 @@ class _Session:
 
     def call(self, function: torch._ops.OpOverload, args: tuple, run: Any) -> Any:
         """A room, from its first check to its last launch."""
-        state = _stand_in()
+        state = stand_in()
         self.memory.clear()
         self.blank.clear()
         self.failure = None
@@ -236,12 +169,12 @@ def emulated(
     csrc/cuda/<file>.cu as compiled with -DPYFAST_MUTANT=n. The argument named `on_host` (of a list,
     the first) stays on the CPU; without a name adamw_step_ finds its numbers on the GPU.
     """
-    state = _stand_in()
+    state = stand_in()
     if state is None:
         raise RuntimeError(f"emulated: the extension must run on the emulator; it {missing()}")
     options = {"order": order, "seed": seed, "perturb": perturb, "l2_bytes": cache_bytes}
     session = _Session(capability, options, mutant, on_host)
-    hooks = _LAUNCH(session.launch), _MEMORY(session.remember), _THREADS(session.threads)
+    hooks = LAUNCH(session.launch), MEMORY(session.remember), THREADS(session.threads)
     before = state.launch, state.memory, state.threads
     facts_before = state.capability, state.processors, state.shared_limit
     run = cuda_rooms.call

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 import triton
@@ -33,6 +32,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from tests.emulator import Module, Stats
 from tests.emulator.module import SHARED_LIMIT
 from tests.emulator.tensormap import descriptor_arguments
+from tests.emulator.torch_memory import unwritten, watched_memory
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def emulated(
     the model behind `dram_read` and `dram_written`; 0 evicts nothing.
     """
     options = {"order": order, "seed": seed, "perturb": perturb, "l2_bytes": cache_bytes}
-    with _session(_Session(capability, processors, True, options)) as log, _watched_memory():
+    session = _Session(capability, processors, True, options)
+    with _session(session) as log, watched_memory(session):
         yield log
 
 
@@ -212,7 +213,7 @@ class _Launcher:
         names += ["scratch", "profile"]
         args += [_scratch(scratch, self.metadata.global_scratch_align), 0]
         tensors = [a for a in args if isinstance(a, Tensor)]
-        blank = [t for t in tensors if _unwritten(session.blank.pop(t.data_ptr(), None), t)]
+        blank = [t for t in tensors if unwritten(session.blank.pop(t.data_ptr(), None), t)]
         return self.binary.module.launch(
             self.binary.name,
             grid,
@@ -253,47 +254,3 @@ def _pointed_to(session: _Session, tensors: list[Tensor]) -> list[Tensor]:
                 if t is not None:
                     found[address] = t
     return list(found.values())
-
-
-def _poison(t: Tensor) -> float | int:
-    """What memory of this dtype holds until something is written."""
-    return float("nan") if t.is_floating_point() else 1 if t.dtype == torch.bool else 0x5A
-
-
-def _unwritten(entry: weakref.ref | None, t: Tensor) -> bool:
-    """Whether torch has not written to `t` since it was allocated."""
-    if entry is None or entry() is not t:
-        return False
-    return bool((t.isnan() if t.is_floating_point() else t == _poison(t)).all())
-
-
-@contextlib.contextmanager
-def _watched_memory() -> Iterator[None]:
-    """Know what is allocated and not yet written, and what addresses were asked for.
-
-    Memory that nothing has written holds nan, so that a read in a later launch is seen too.
-    """
-    session = _sessions[-1]
-
-    def poisoned(allocate: Any) -> Any:
-        @functools.wraps(allocate)
-        def call(*args: Any, **kwargs: Any) -> Tensor:
-            t = allocate(*args, **kwargs)
-            if type(t) is Tensor and t.numel() and t.device.type == "cpu" and not t.is_inference():
-                t.fill_(_poison(t))
-                session.blank[address(t)] = weakref.ref(t)
-            return t
-
-        return call
-
-    address = Tensor.data_ptr
-
-    def recorded(t: Tensor) -> int:
-        session.asked[address(t)] = weakref.ref(t)
-        return address(t)
-
-    with contextlib.ExitStack() as stack:
-        for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
-            stack.enter_context(mock.patch.object(owner, name, poisoned(getattr(owner, name))))
-        stack.enter_context(mock.patch.object(Tensor, "data_ptr", recorded))
-        yield
