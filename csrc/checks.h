@@ -16,6 +16,11 @@
 #include "cpu/huge_pages.h"
 #include "dispatch.h"
 
+// Torch's own says function, file and line before the sentence.
+#undef STD_TORCH_CHECK
+#define STD_TORCH_CHECK(condition, ...) \
+  if (!(condition)) throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", __VA_ARGS__))
+
 namespace pyfast {
 
 using torch::headeronly::ScalarType;
@@ -46,7 +51,13 @@ inline Sizes sizes_of(const Tensor& t) {
   return sizes;
 }
 
+// torch.ops takes None for any tensor.
+inline void expect_defined(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.defined(), op, ": ", name, " must be a tensor; got None");
+}
+
 inline void expect_cpu(const char* op, const char* name, const Tensor& t) {
+  expect_defined(op, name, t);
   STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " must be on the cpu");
 }
 

@@ -102,10 +102,16 @@ def rooms(ops: tuple[str, ...]) -> Iterator[tuple[str, Callable[..., Any]]]:
 def _room(file: str, name: str) -> Callable[..., Any]:
     """The room of schema `name`, imported when it is first called, run on its tensors' device."""
     found: list[Callable[..., Any]] = []
+    schema = getattr(torch.ops.pyfast, name).default._schema
+    tensors = [i for i, a in enumerate(schema.arguments) if isinstance(a.type, torch.TensorType)]
 
     def room(*args: Any) -> Any:
         if not found:
             found.append(getattr(_module(file), f"{name.rstrip('_')}_triton"))
+        for i in tensors:
+            if args[i] is None:  # torch.ops takes it for any tensor
+                op, argument = name.removesuffix("_backward"), schema.arguments[i].name
+                raise TypeError(f"{op}: {argument} must be a tensor; got None")
         device = _device(args)
         if device is None or device == torch.cuda.current_device():
             return found[0](*args)

@@ -34,13 +34,15 @@ class Gpu {
   }
 
   void expect_here(const char* name, const Tensor& t) const {
+    expect_defined(op_, name, t);
     STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == index_, op_, ": ", name, " must be on cuda:", index_);
   }
 
   // float32, bfloat16 or float16, what the kernels are made for.
   DType dtype_of(const char* name, const Tensor& t) const {
     const DType dtype = pyfast::dtype_of(op_, name, t);
-    STD_TORCH_CHECK(dtype != DType::float64, op_, ": ", name, " must be float32, bfloat16 or float16 on the gpu");
+    STD_TORCH_CHECK(dtype != DType::float64, op_, ": ", name,
+                    " must be float32, bfloat16 or float16 on the gpu; got float64");
     return dtype;
   }
 
@@ -83,6 +85,7 @@ class Gpu {
 
  private:
   static int32_t index_of(const char* op, const char* name, const Tensor& t) {
+    expect_defined(op, name, t);
     STD_TORCH_CHECK(t.is_cuda(), op, ": ", name, " must be on a CUDA device");
     return t.get_device_index();
   }

@@ -129,8 +129,8 @@ def attention_triton(
 
     q [B, H, Tq, D], k [B, Hkv, Tk, D], v [B, Hkv, Tk, Dv], mask broadcastable; any strides.
     """
-    batch, heads, queries, size = q.shape
     check_operands(q, k, v, mask)
+    batch, heads, queries, size = q.shape
     keys, value_size = v.shape[2:]
     out = empty_heads(batch, heads, queries, value_size, q)
     lse = q.new_empty((batch, heads, queries), dtype=torch.float32)
@@ -165,8 +165,8 @@ def attention_backward_triton(
     need_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(grad_q, grad_k, grad_v, grad_mask), grad_mask empty unless needed; any strides."""
-    batch, heads, queries, size = q.shape
     check_operands(q, k, v, mask)
+    batch, heads, queries, size = q.shape
     kv_heads, keys, value_size = v.shape[1:]
     rule = "be floating point to have a gradient"
     fits = not need_mask or (mask is not None and mask.dtype != torch.bool)

@@ -180,7 +180,7 @@ def linear_glu_triton(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, gate, up), each [M, N], the last two empty unless `save`; any strides."""
-    m, n, k = check_linear(OP, x, gate_weight, act)
+    m, n, k = check_linear(OP, x, gate_weight, act, "gate_weight")
     guards.expect_like(OP, "up_weight", up_weight, x, (n, k))
     gate_bias = guards.operand(OP, "gate_bias", gate_bias, x, (n,))
     up_bias = guards.operand(OP, "up_bias", up_bias, x, (n,))
@@ -222,7 +222,7 @@ def linear_glu_backward_triton(
 
     What is not needed is empty. Workspace: the gradients of gate and up, [2, M, N].
     """
-    m, n, k = check_linear(OP, x, gate_weight, act)
+    m, n, k = check_linear(OP, x, gate_weight, act, "gate_weight")
     guards.expect_like(OP, "up_weight", up_weight, x, (n, k))
     for name, t in (("grad_out", grad_out), ("gate", gate), ("up", up)):
         guards.expect_like(OP, name, t, x, (m, n))

@@ -6,13 +6,15 @@ from pyfast.kernels import guards
 from pyfast.kernels.activations import ACTIVATIONS
 
 
-def check_linear(op: str, x: Tensor, weight: Tensor, act: str) -> tuple[int, int, int]:
+def check_linear(
+    op: str, x: Tensor, weight: Tensor, act: str, name: str = "weight"
+) -> tuple[int, int, int]:
     """(M, N, K) of x [M, K] and weight [N, K], after the guards."""
     guards.first(op, "x", x, 2)
     m, k = x.shape
-    guards.expect(weight.dim() == 2, op, "weight", "have 2 dimensions, [N, K]", list(weight.shape))
+    guards.expect(weight.dim() == 2, op, name, "have 2 dimensions, [N, K]", list(weight.shape))
     n = weight.shape[0]
-    guards.expect_like(op, "weight", weight, x, (n, k))
+    guards.expect_like(op, name, weight, x, (n, k))
     guards.expect(act in ACTIVATIONS, op, "act", f"be one of {', '.join(ACTIVATIONS)}", repr(act))
     return m, n, k
 
