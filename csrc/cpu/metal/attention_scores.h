@@ -121,7 +121,7 @@ void softmax_gradient(A* s, A* d, int64_t keys, A factor, const A* lse, const A*
     const Vec<A> row_lse = load(lse + i), row_delta = load(delta + i);
     for (int64_t at = i; at < keys * C; at += C) {
       Vec<A> t = load(s + at) * factor - row_lse;
-      t = t > 0 ? Vec<A>{} : t;   // P <= 1 also where lse is so large that it lost the sum
+      t = min_of(Vec<A>{}, t);   // P <= 1 also where lse is so large that it lost the sum; a NaN stays
       const Vec<A> p = exp2(t);
       store(s + at, p);
       store(d + at, p * (load(d + at) - row_delta));

@@ -12,8 +12,8 @@ namespace {
 
 constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// Keys of a block: about 128, in whole panels.
-template <class Core> constexpr int64_t kBlockKeys = 128 / Core::kRows * Core::kRows;
+// Keys of a block: at least 128, in whole panels, so that 512 keys are four blocks.
+template <class Core> constexpr int64_t kBlockKeys = round_up(128, Core::kRows);
 
 // 2^t for t <= 127: exactly 1 at 0 and 0 at -inf; relative error below 1e-7. Results below 2^-126 become 0.
 inline VecF exp2(VecF t) {
