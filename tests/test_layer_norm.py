@@ -86,6 +86,22 @@ def test_layer_norm_of_a_constant_row_is_the_bias() -> None:
 
 
 @pytest.mark.parametrize("op", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("cols", [1024, 1040, 1000])  # rows of whole vectors; of half
+def test_norm_of_many_rows_gives_the_bits_of_a_few(op: str, dtype: torch.dtype, cols: int) -> None:
+    """Results of more than 16 MB with their operands are written past the caches."""
+    x, residual = torch.randn(2, 4500, cols, dtype=dtype)
+    weight = torch.randn(cols, dtype=dtype)
+    few = slice(4000, 4031)
+    function = getattr(pyfast, op)
+    for extra, rest in ((None, None), (residual, residual[few])):
+        whole = function(x, cols, weight, residual=extra)
+        part = function(x[few], cols, weight, residual=rest)
+        pairs = [(whole, part)] if extra is None else zip(whole, part, strict=True)
+        assert all(torch.equal(all_rows[few], some) for all_rows, some in pairs)
+
+
+@pytest.mark.parametrize("op", NORMS)
 def test_norm_keeps_nan_in_its_row(op: str) -> None:
     x = torch.randn(5, 40)
     x[2, 7] = torch.nan

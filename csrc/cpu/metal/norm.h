@@ -13,6 +13,7 @@ struct NormArgs {
   const void *x, *residual, *weight, *bias;
   void *out, *sum;
   void *mean, *rstd;   // [rows] of the accumulator type; no mean in rms_norm
+  bool streams;        // out and sum go past the caches; their rows begin at multiples of 64 bytes
 };
 
 struct NormBackwardArgs {

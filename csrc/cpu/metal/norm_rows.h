@@ -30,6 +30,42 @@ inline A sum_of(const Vec<A> (&sums)[kSums]) {
   return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+// Stores past the caches, which then read no line before it is written and keep the operands instead; float and
+// bfloat16 with AVX-512 alone.
+template <class L, class T, class V>
+inline void stream(L lanes, T* p, V v) {
+#ifdef __AVX512F__
+  if constexpr (__is_same(T, float)) return _mm512_stream_ps(p, (__m512)v);
+  if constexpr (__is_same(T, bf16)) {
+    __m256i narrow;
+    store(reinterpret_cast<bf16*>(&narrow), v);
+    return _mm256_stream_si256((__m256i*)p, narrow);
+  }
+#endif
+  lanes.store(p, v);
+}
+
+// Between what a thread streamed and what it does next.
+inline void finish_streams() {
+#ifdef __AVX512F__
+  _mm_sfence();
+#endif
+}
+
+// Stores v; what it is when rounded to T.
+template <class A, class L, class T>
+inline Vec<A> stored(L lanes, T* p, Vec<A> v, bool streams) {
+  if (!streams) {
+    lanes.store(p, v);
+    return lanes.load(p);
+  }
+  stream(lanes, p, v);
+  if constexpr (sizeof(T) == sizeof(A)) return v;
+  T narrow[kLanes<A>];
+  store(narrow, v);
+  return load(narrow);
+}
+
 // weight or bias [n] in the accumulator type: in place, or converted once for many rows into this thread's scratch;
 // `absent` in every element where there is none.
 template <class T, class A = acc_t<T>>
@@ -55,7 +91,7 @@ inline void read_rows(const NormArgs& a, int64_t at, A* buffer, const A* (&rows)
   T* sum = static_cast<T*>(a.sum) + (a.residual ? at : 0);
   Vec<A> sums[kRows][kSums] = {};
   const auto count = [&](auto lanes, int64_t i, int r, int k, Vec<A> v) {
-    if constexpr (sizeof(T) != sizeof(A)) lanes.store(buffer + r * n + i, v);
+    if (sizeof(T) != sizeof(A) || a.streams) lanes.store(buffer + r * n + i, v);
     sums[r][k] += kCentre ? v : v * v;
   };
   if (a.residual) {
@@ -63,8 +99,7 @@ inline void read_rows(const NormArgs& a, int64_t at, A* buffer, const A* (&rows)
 #pragma GCC unroll 2
       for (int r = 0; r < kRows; ++r) {
         const int64_t j = r * n + i;
-        lanes.store(sum + j, lanes.load(x + j) + lanes.load(residual + j));
-        count(lanes, i, r, k, lanes.load(sum + j));
+        count(lanes, i, r, k, stored<A>(lanes, sum + j, lanes.load(x + j) + lanes.load(residual + j), a.streams));
       }
     });
   } else {
@@ -76,7 +111,7 @@ inline void read_rows(const NormArgs& a, int64_t at, A* buffer, const A* (&rows)
   for (int r = 0; r < kRows; ++r) {
     totals[r] = sum_of<A>(sums[r]);
     if constexpr (sizeof(T) != sizeof(A)) rows[r] = buffer + r * n;
-    else rows[r] = (a.residual ? sum : x) + r * n;
+    else rows[r] = (a.streams ? buffer : a.residual ? sum : x) + r * n;
   }
 }
 
@@ -109,7 +144,8 @@ void norm_rows(const NormArgs& a, int64_t first, A* buffer, const A* weight, con
     for (int r = 0; r < kRows; ++r) {
       const Vec<A> v = lanes.load(x[r] + i);
       const Vec<A> scaled = (kCentre ? (v - mean[r]) * rstd[r] : v * rstd[r]) * w;
-      lanes.store(out + r * n + i, kCentre ? scaled + b : scaled);
+      const Vec<A> y = kCentre ? scaled + b : scaled;
+      a.streams ? stream(lanes, out + r * n + i, y) : lanes.store(out + r * n + i, y);
     }
   });
 }
@@ -186,13 +222,14 @@ void norm(const NormArgs& a) {
     using A = acc_t<T>;
     parallel_for(a.rows, kRowGrain, [&](int64_t begin, int64_t end) {
       const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
-      A* buffer = sizeof(T) < sizeof(A) ? scratch<A>(0, kRowsAtOnce * a.cols) : nullptr;
+      A* buffer = sizeof(T) < sizeof(A) || a.streams ? scratch<A>(0, kRowsAtOnce * a.cols) : nullptr;
       const A* weight = widened<T, A>(a.weight, is_wide, a.cols, 1, 1);
       const A* bias = kCentre ? widened<T, A>(a.bias, is_wide, a.cols, 2, 0) : nullptr;
       int64_t row = begin;
       for (; a.cols <= kMostTogether && row + kRowsAtOnce <= end; row += kRowsAtOnce)
         norm_rows<kCentre, kRowsAtOnce, T>(a, row, buffer, weight, bias);
       for (; row < end; ++row) norm_rows<kCentre, 1, T>(a, row, buffer, weight, bias);
+      if (a.streams) finish_streams();
     });
   });
 }
