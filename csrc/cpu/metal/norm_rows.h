@@ -30,8 +30,8 @@ inline A sum_of(const Vec<A> (&sums)[kSums]) {
   return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// Stores past the caches, which then read no line before it is written and keep the operands instead; float and
-// bfloat16 with AVX-512 alone.
+// Stores past the caches, which then read no line before it is written and keep the operands instead: float and, with
+// AVX-512, bfloat16.
 template <class L, class T, class V>
 inline void stream(L lanes, T* p, V v) {
 #ifdef __AVX512F__
@@ -41,13 +41,15 @@ inline void stream(L lanes, T* p, V v) {
     store(reinterpret_cast<bf16*>(&narrow), v);
     return _mm256_stream_si256((__m256i*)p, narrow);
   }
+#elif defined(__AVX2__)
+  if constexpr (__is_same(T, float)) return _mm256_stream_ps(p, (__m256)v);
 #endif
   lanes.store(p, v);
 }
 
 // Between what a thread streamed and what it does next.
 inline void finish_streams() {
-#ifdef __AVX512F__
+#ifdef __AVX2__
   _mm_sfence();
 #endif
 }
