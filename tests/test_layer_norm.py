@@ -89,7 +89,7 @@ def test_layer_norm_of_a_constant_row_is_the_bias() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("cols", [1024, 1040, 1000])  # rows of whole vectors; of half
 def test_norm_of_many_rows_gives_the_bits_of_a_few(op: str, dtype: torch.dtype, cols: int) -> None:
-    """Results of more than 16 MB with their operands are written past the caches."""
+    """Results of more than 8 MB with their operands are written past the caches."""
     x, residual = torch.randn(2, 4500, cols, dtype=dtype)
     weight = torch.randn(cols, dtype=dtype)
     few = slice(4000, 4031)

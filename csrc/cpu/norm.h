@@ -22,14 +22,16 @@ inline ScalarType affine_type(const char* op, const Tensor& x, const std::option
   return x.scalar_type();
 }
 
-// Bytes of results and operands beyond which the results go past the caches: what two cores of a shared machine get of
-// its last cache, whose size says little. There it took 0.4 to 0.9 of the time; who reads them finds them in memory.
-constexpr int64_t kCachedBytes = int64_t(16) << 20;
+// Bytes of operands and results beyond which the large results go past the caches: what two cores of a shared machine
+// get of its last cache, whose size says little, while other tensors want it too. There it took 0.4 to 0.9 of the time;
+// who reads the results finds them in memory.
+constexpr int64_t kCachedBytes = int64_t(8) << 20;
 
-inline bool streams(const Tensor& out, const Tensor* sum) {
+// `arrays` of the size of `out` are read and written, of which `out` and `sum` by such stores.
+inline bool streams(const Tensor& out, const Tensor* sum, int64_t arrays) {
   constexpr int64_t kVector = 64;
   const auto aligned = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % kVector == 0; };
-  const int64_t row = out.size(1) * int64_t(out.element_size()), bytes = out.size(0) * row * (sum ? 4 : 2);
+  const int64_t row = out.size(1) * int64_t(out.element_size()), bytes = out.size(0) * row * arrays;
   return bytes > kCachedBytes && row % kVector == 0 && aligned(out) && (!sum || aligned(*sum));
 }
 
@@ -57,7 +59,7 @@ NormOutputs norm_forward(const char* op, const Tensor& x, std::optional<Tensor> 
   const NormArgs args{dtype, affine_dtype, rows, cols, eps, in.const_data_ptr(), pointer(residual), pointer(weight),
                       pointer(bias), made.out.mutable_data_ptr(), made.sum.mutable_data_ptr(),
                       made.mean.mutable_data_ptr(), made.rstd.mutable_data_ptr(),
-                      streams(made.out, residual ? &made.sum : nullptr)};
+                      streams(made.out, residual ? &made.sum : nullptr, residual ? 4 : 2)};
   if (rows > 0 && cols > 0) dispatch_isa(dtype, [&](auto isa) { kernel(isa, args); });
   return made;
 }
@@ -89,7 +91,8 @@ NormGradients norm_gradients(const char* op, const Tensor& grad_out, std::option
                               made.grad_x.mutable_data_ptr(),
                               need_weight ? made.grad_weight.mutable_data_ptr() : nullptr,
                               need_bias ? made.grad_bias.mutable_data_ptr() : nullptr,
-                              partials ? partial.mutable_data_ptr() : nullptr};
+                              partials ? partial.mutable_data_ptr() : nullptr,
+                              streams(made.grad_x, nullptr, grad_sum ? 4 : 3)};
   if (cols > 0) dispatch_isa(dtype, [&](auto isa) { kernel(isa, args); });
   return made;
 }

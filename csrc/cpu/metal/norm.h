@@ -22,6 +22,7 @@ struct NormBackwardArgs {
   const void *grad_out, *grad_sum, *x, *mean, *rstd, *weight;
   void *grad_x, *grad_weight, *grad_bias;
   void* partial;   // [norm_partials(rows), 2, cols] of the accumulator type, if weight or bias gradients are wanted
+  bool streams;    // grad_x, as above
 };
 
 // Blocks of rows whose column sums are kept apart: enough for the threads of a workstation, few enough to add up.

@@ -197,7 +197,8 @@ void backward_rows(const NormBackwardArgs& a, int64_t first, const A* weight, A*
       if (kCentre) g -= rows[r].g_mean;
       dw += d * xhat;
       db += d;
-      lanes.store(dx + j, kSum ? g * rows[r].rstd + lanes.load(dsum + j) : g * rows[r].rstd);
+      const Vec<A> gradient = kSum ? g * rows[r].rstd + lanes.load(dsum + j) : g * rows[r].rstd;
+      a.streams ? stream(lanes, dx + j, gradient) : lanes.store(dx + j, gradient);
     }
     lanes.store(dweight + i, dw);
     if (kCentre) lanes.store(dbias + i, db);
@@ -252,6 +253,7 @@ void backward_blocks(const NormBackwardArgs& a, int64_t begin, int64_t end) {
       backward_rows<kCentre, kRowsAtOnce, kSum, T>(a, row, weight, own, own + n);
     for (; row < last; ++row) backward_rows<kCentre, 1, kSum, T>(a, row, weight, own, own + n);
   }
+  if (a.streams) finish_streams();
 }
 
 template <bool kCentre>
