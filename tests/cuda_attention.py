@@ -227,7 +227,8 @@ def keys_tile(dtype: torch.dtype, size: int, groups: bool) -> Tile:
     own = 32 if pair else 64
     rows, stages = streamed(dtype, size)
     exchange = own * rows * 4 if pair else 0
-    return Tile(own, 128, 2 * (own + stages * rows) * size * dtype.itemsize + exchange)
+    shared = 2 * (own + stages * rows) * size * dtype.itemsize + stages * rows * 8
+    return Tile(own, 128, shared + exchange)
 
 
 def backward(
@@ -247,7 +248,7 @@ def backward(
     reachable = [*call.inputs(), grad_out, out, lse, delta, *grads.values()]
     total = Stats()
     for name, grid, threads, shared in _backward_launches(kernels, call, grads.get("mask")):
-        made = delta if "delta" in name else None  # the others read it
+        made = delta if "dq" in name else None  # the others read it
         fresh = [t for t in (made, *grads.values()) if t is not None]
         total += kernels.launch(
             name, grid, threads, [bytes(args)], shared_bytes=shared, reachable=reachable,
@@ -264,8 +265,7 @@ def _backward_launches(
     batch, count, queries, _ = call.q.shape
     kv_heads, keys = call.k.shape[1:3]
     groups = in_groups(kernels, dtype)
-    (delta,) = [n for n in kernels.kernels if "delta" in n and NAMES[dtype] in n]
-    launches = [(delta, -(-batch * count * queries // 16), 128, 0)]
+    launches = []
     for word, tile, rows, planes in (
         ("dq", queries_tile(dtype, size, groups), queries, batch * count),
         ("dkdv", keys_tile(dtype, size, groups), keys, batch * kv_heads),

@@ -5,12 +5,9 @@ import dataclasses
 from tests.triton_budget_cases import Budget
 
 TILE = 64  # queries and keys that a warpgroup, or two warps, multiply as one
-# On capability 8 small heads move more than in Triton: delta is made by a launch of its own, which
-# reads O and dO once more, and each warp asks for lse and delta of the queries that pass.
-STAYS = {
-    "attention/1x2:1x256x64 causal sm_80": 1.17,
-    "attention/1x2:1x256x128 causal sm_80": 1.1,
-}
+# Blocks of a causal head come longest first, and take 64 keys at a time: of what warps ask for, as
+# much as in Triton, less is still in a cache as small as the model's from one block to the next.
+STAYS = {"attention/1x2:1x256x64 causal sm_80": 1.025}
 
 
 def limited(budget: Budget) -> Budget:

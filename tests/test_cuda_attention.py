@@ -70,6 +70,8 @@ CASES = {
     "wide boolean": (B, (1, 2, 1, 70, 100, 192, 256), "boolean", False),
     "float": (F, (1, 2, 1, 70, 40, 64, 48), "", True),
     "float wide": (F, (1, 2, 1, 20, 40, 200, 256), "", True),
+    # 256 features in one chain of sums would leave 1.3 times the error that dK may have
+    "float long": (F, (1, 2, 2, 3, 520, 256, 256), "", False),
     "float additive": (F, (1, 2, 2, 20, 40, 30, 7), (1, 2, 20, 40), False),
 }
 
@@ -82,8 +84,7 @@ LANES += [("sm_90", name) for name in ("causal", "boolean", "wide")]
 @pytest.mark.parametrize(("arch", "name"), LANES)
 def test_attention_kernels_are_as_good_as_torch(arch, name) -> None:
     dtype, sizes, mask, causal = CASES[name]
-    options = {"order": "random", "seed": 1, "perturb": dtype != F}
-    check(module(arch), operands(dtype, sizes, mask, causal), **options)
+    check(module(arch), operands(dtype, sizes, mask, causal), order="random", seed=1, perturb=True)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -197,8 +198,8 @@ def test_attention_kernels_compile_to_lean_loops(arch, tmp_path) -> None:
     for name, code in sass.functions((tmp_path / "out").read_bytes()).items():
         loop = code.main_loop
         products = sass.products(loop)
-        if "attention_backward_mask" in name or "delta" in name or "kernelIf" in name:
-            continue  # all of a mask is at an edge; no products; products by FMA
+        if "attention_backward_mask" in name or "kernelIf" in name:
+            continue  # all of a mask is at an edge; products by FMA
         used = {i.name.split(".")[0] for i in loop if i.family == "tensor"}
         assert used == {"HGMMA" if arch == "sm_90a" else "HMMA"}, name
         integers = sum(i.family == "integer" for i in loop)

@@ -6,8 +6,7 @@ namespace {
 
 template <class T>
 cudaError_t launch_all(const AttentionBackwardCudaArgs& g, cudaStream_t stream) {
-  cudaError_t status = launch_attention_delta<T>(g, stream);
-  if (status == cudaSuccess) status = launch_attention_dq<T>(g, stream);
+  cudaError_t status = launch_attention_dq<T>(g, stream);   // and delta, which the others read
   if (status == cudaSuccess) status = launch_attention_keys(g, stream);
   if (status == cudaSuccess && g.grad_mask) status = launch_attention_mask_gradient<T>(g, stream);
   return status;

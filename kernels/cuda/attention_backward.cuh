@@ -57,54 +57,6 @@ struct Stages {
   }
 };
 
-// delta[row] = the sum of dO * O over a row. Eight lanes share a row. Of float32 it is added up as the products add up
-// dP, feature by feature: a query that sees one key has O = V and dS = 0, to the bit.
-template <class T>
-__global__ void __launch_bounds__(128) attention_delta_kernel(const __grid_constant__ AttentionBackwardCudaArgs g) {
-  const AttentionCudaArgs& a = g.forward;
-  constexpr int kSize = 16 / int(sizeof(T));
-  constexpr bool kInOrder = sizeof(T) == 4;
-  const unsigned mates = 0xffu << lane_id() / 8 * 8;   // the lanes of this row
-  const int64_t index = int64_t(blockIdx.x) * 16 + threadIdx.x / 8, heads = index / a.queries;
-  const int query = int(index % a.queries), head = int(heads % a.heads);
-  const int64_t batch = heads / a.heads;
-  float sum = 0.0f;
-  if (batch < a.batch) {
-    const T* const dout = head_data<T>(g.grad_out, int(batch), head) + query * g.grad_out.time;
-    const T* const out = head_data<T>(a.out, int(batch), head) + query * a.out.time;
-    union Chunk {
-      uint4 whole;
-      T part[kSize];
-    };
-    const auto load = [&](const T* row, int col, bool aligned) {
-      const int count = a.value_size - col;
-      Chunk chunk;
-      chunk.whole = aligned && count >= kSize ? *reinterpret_cast<const uint4*>(row + col)
-                                              : gather(row + col, count * int(sizeof(T)));
-      return chunk;
-    };
-    for (int start = 0; start < a.value_size; start += 8 * kSize) {
-      const int col = start + threadIdx.x % 8 * kSize;   // zeros past the last
-      const Chunk x = load(dout, col, g.grad_out.aligned), y = load(out, col, a.out.aligned);
-      if constexpr (kInOrder) {
-#pragma unroll
-        for (int lane = 0; lane < 8; ++lane)
-#pragma unroll
-          for (int e = 0; e < kSize; ++e)
-            sum = fmaf(__shfl_sync(mates, x.part[e], lane, 8), __shfl_sync(mates, y.part[e], lane, 8), sum);
-      } else {
-#pragma unroll
-        for (int e = 0; e < kSize; ++e) sum += float(x.part[e]) * float(y.part[e]);
-      }
-    }
-  }
-  if constexpr (!kInOrder) {
-#pragma unroll
-    for (int step = 1; step < 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  }
-  if (batch < a.batch && threadIdx.x % 8 == 0) g.delta[index] = sum;
-}
-
 template <class T, int kD, int kWarps>
 __device__ __forceinline__ void attention_backward_dq_tile(const AttentionBackwardCudaArgs& g, uint32_t memory) {
   using Tile = BackwardTile<T, kD, kWarps>;
@@ -128,7 +80,6 @@ __device__ __forceinline__ void attention_backward_dq_tile(const AttentionBackwa
     const int query = row + 8 * h + lane_id() / 4;
     const int64_t at = (int64_t(batch) * a.heads + head) * a.queries + query;
     lse[h] = query < a.queries ? a.lse[at] * kScoreUnit<T> : kInfinity;
-    delta[h] = query < a.queries + mutant(148) ? g.delta[at] : 0.0f;
   }
   const auto load = [&](int step, uint32_t stage) {
     copy_rows<Stream, kThreads>(stage, a.k, k, step * Tile::kStream, a.keys, a.size);
@@ -137,13 +88,17 @@ __device__ __forceinline__ void attention_backward_dq_tile(const AttentionBackwa
   const int steps = (block.end + Tile::kStream - 1) / Tile::kStream;
   const int whole = sizeof(T) == 4 ? 0 : block.seen_by_all(a) / Tile::kStream;   // a second loop of FMA would spill
   const Stages<Tile, decltype(load)> stages(dout_tile + Own::kBytes, steps, load);
+  cp_async_wait<0>();   // dO has arrived ...
+  __syncthreads();      // ... for all threads
+  make_delta<T>(delta, g, batch, head, row,
+                [&](int line, int chunk) { return dout_tile + Own::offset(tile_row + line, chunk); });
   const auto gather = [&](int step, bool edge) {
     const int start = step * Tile::kStream;
     const uint32_t stage = stages.arrive(step);
     if (row >= a.queries || (edge && a.causal && start > row + 15)) return;   // no query of this warp sees them
     float s[1][Tile::kStream / 8][4] = {}, dp[1][Tile::kStream / 8][4] = {};
-    multiply<Own, Stream>(s, q_tile, tile_row, stage, 0, a.size);
-    multiply<Own, Stream>(dp, dout_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);
+    multiply_features<Own, Stream>(s, q_tile, tile_row, stage, 0, a.size);
+    multiply_features<Own, Stream>(dp, dout_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);
     mask_scores<T>(s, row, start, a, batch, head, edge && on_edge(a, row, start + Tile::kStream));
 #pragma unroll
     for (int j = 0; j < Tile::kStream / 8; ++j)
@@ -176,12 +131,6 @@ __global__ void __launch_bounds__(kGroups ? 256 : BackwardTile<T, kD>::kThreads,
     attention_backward_dq_tile<T, kD, kGroups ? 8 : BackwardTile<T, kD>::kWarps>(g, shared_address(memory));
   else
     __trap();   // never launched
-}
-
-template <class T>
-cudaError_t launch_attention_delta(const AttentionBackwardCudaArgs& g, cudaStream_t stream) {
-  const int64_t rows = int64_t(g.forward.batch) * g.forward.heads * g.forward.queries;
-  return launch_tiles(attention_delta_kernel<T>, (rows + 15) / 16, 128, 0, g, stream);
 }
 
 template <class T, int kD, bool kGroups>

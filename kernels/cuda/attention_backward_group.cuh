@@ -16,6 +16,62 @@ __device__ __forceinline__ float probability(float score, float lse) {
   return score_exp<T>(fminf(score - lse, 0.0f));
 }
 
+// delta = the sums of dO * O over the warp's 16 queries from `row` on: as lanes have rows of a product, and to global
+// memory for the other gradients. dO lies in shared memory, its chunks at(row of the warp, chunk). Eight lanes share a
+// row. Of float32 it is added up as the products add up dP, in runs of features: a query that sees one key has O = V
+// and dS = 0, to the bit.
+template <class T, class At>
+__device__ __forceinline__ void make_delta(float (&delta)[2], const AttentionBackwardCudaArgs& g, int batch, int head,
+                                           int row, const At& at) {
+  constexpr int kSize = 16 / int(sizeof(T));
+  const AttentionCudaArgs& a = g.forward;
+  const T* const out = head_data<T>(a.out, batch, head);
+  const int lane = lane_id();
+#pragma unroll 1
+  for (int first = 0; first < 16; first += 4) {
+    const int query = row + first + lane / 8;
+    float sum = 0.0f;
+    for (int start = 0; start < a.value_size; start += 8 * kSize) {   // zeros past the last feature, and query
+      const int chunk = start / kSize + lane % 8, count = a.value_size - chunk * kSize;
+      union Chunk {
+        uint4 whole;
+        T part[kSize];
+      } x, y;
+      x.whole = load_shared_chunk(at(first + lane / 8, chunk));
+      const T* const from = out + query * a.out.time + chunk * kSize;
+      y.whole = query < a.queries && a.out.aligned && count >= kSize
+                    ? *reinterpret_cast<const uint4*>(from)
+                    : gather(from, query < a.queries ? count * int(sizeof(T)) : 0);
+      float part = 0.0f;
+      if constexpr (sizeof(T) == 4) {
+        static_assert(8 * kSize == kRun);
+#pragma unroll
+        for (int other = 0; other < 8; ++other)
+#pragma unroll
+          for (int e = 0; e < kSize; ++e)
+            part = fmaf(__shfl_sync(~0u, x.part[e], other, 8), __shfl_sync(~0u, y.part[e], other, 8), part);
+      } else {
+#pragma unroll
+        for (int e = 0; e < kSize; ++e) part += float(x.part[e]) * float(y.part[e]);
+      }
+      sum += part;
+    }
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int step = 1; step < 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    }
+    const float own = __shfl_sync(~0u, sum, lane / 4 % 4 * 8);   // of row lane / 4 of the product, or eight further
+#pragma unroll
+    for (int h = 0; h < 2; ++h) delta[h] = first == 8 * h + lane / 16 * 4 ? own : delta[h];
+  }
+  float* const to = g.delta + (int64_t(batch) * a.heads + head) * a.queries;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int query = row + 8 * h + lane / 4;
+    if (lane % 4 == 0 && query < a.queries + mutant(148)) to[query] = delta[h];
+  }
+}
+
 // 128 queries and their dO stay; keys stream through three stages, for what their last product has still to read
 // while the next ones arrive, and values through two.
 template <class T, int kD>
@@ -72,8 +128,12 @@ __device__ __forceinline__ void attention_backward_dq_groups(const AttentionBack
     const int query = row + 8 * h + lane_id() / 4;
     const int64_t at = (int64_t(block.batch) * a.heads + block.head) * a.queries + query;
     lse[h] = query < a.queries ? a.lse[at] * kScoreUnit<T> : kInfinity;
-    delta[h] = query < a.queries ? g.delta[at] : 0.0f;
   }
+  make_delta<T>(delta, g, block.batch, block.head, row, [&](int line, int chunk) {
+    using Panel = typename Own::Panel;
+    const uint32_t panel = dout_tile + chunk / Panel::kChunks * Panel::kBytes;
+    return panel + Panel::offset(tile_row % kGroupRows + line, chunk % Panel::kChunks);
+  });
   float s[1][kStream / 8][4], dp[1][kStream / 8][4], dq[1][kD / 8][4] = {};
   uint32_t ds[kStream / 16][4];
   const auto start_scores = [&](int step) {

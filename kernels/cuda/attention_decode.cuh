@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(128, 2) attention_decode_kernel(const __grid_c
     if (!mutant(173)) __syncthreads();   // ... for all threads, and nobody reads the other one any more
     if (Tile::kStages > 1 && start + kKeys < end) load(start + kKeys, other);
     float s[1][kOwn / 8][4] = {}, corrections[1][2];
-    multiply<Q, K>(s, q_tile, 0, stage, warp_key, a.size);
+    multiply_features<Q, K>(s, q_tile, 0, stage, warp_key, a.size);
     mask_scores<T>(s, first, start + warp_key, a, batch, head, on_edge(a, first, start + warp_key + kOwn));
     softmax.update(s, corrections);
     scale_rows(out, corrections);

@@ -49,7 +49,7 @@ __device__ __forceinline__ void attention_forward_tile(const AttentionCudaArgs& 
     copy_rows<V, kThreads>(v_tile, a.v, v, start, a.keys, a.value_size);
     cp_async_commit();
     if (seen) {
-      multiply<Q, K>(s, q_tile, tile_row, k_tile, 0, a.size);
+      multiply_features<Q, K>(s, q_tile, tile_row, k_tile, 0, a.size);
       mask_scores<T>(s, row, start, a, block.batch, block.head, edge && on_edge(a, row, start + kKeys));
       softmax.update(s, corrections);
       scale_rows(out, corrections);

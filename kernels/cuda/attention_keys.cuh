@@ -7,7 +7,7 @@ namespace pyfast {
 
 template <class T, int kD, int kWarps>
 __device__ __forceinline__ void attention_backward_dkdv_tile(const AttentionBackwardCudaArgs& g, uint32_t memory) {
-  using Tile = BackwardTile<T, kD, kWarps>;
+  using Tile = KeysTile<T, kD, kWarps>;
   using Own = typename Tile::Own;
   using Stream = typename Tile::Stream;
   constexpr int kThreads = Tile::kThreads, kNs = Tile::kStream / 8;
@@ -21,7 +21,7 @@ __device__ __forceinline__ void attention_backward_dkdv_tile(const AttentionBack
 
   QueryStream loaded = stream;
   const auto load = [&](int, uint32_t stage) {
-    copy_queries<Stream, kThreads>(stage, g, loaded);
+    copy_queries<Tile>(stage, g, loaded);
     loaded.next();
   };
   float dk[1][kD / 8][4] = {}, dv[1][kD / 8][4] = {};
@@ -29,24 +29,15 @@ __device__ __forceinline__ void attention_backward_dkdv_tile(const AttentionBack
   const auto gather = [&](int step, int head, int start, bool edge) {
     const uint32_t stage = stages.arrive(step);
     if (row >= a.keys || (edge && a.causal && start + Tile::kStream <= row)) return;   // no query sees this warp's keys
-    const int64_t at = (int64_t(batch) * a.heads + head) * a.queries;
+    const auto statistics = Tile::statistics(stage);
     float s[1][kNs][4] = {}, dp[1][kNs][4] = {};   // [keys, queries]
-    multiply<Own, Stream>(s, k_tile, tile_row, stage, 0, a.size);
+    multiply_features<Own, Stream>(s, k_tile, tile_row, stage, 0, a.size);
     mask_scores<T, true>(s, row, start, a, batch, head, edge && on_edge(a, start, row + 16));
-    each_element(s, row, start, [&](float& score, int, int query) {
-      const float lse = query < a.queries ? a.lse[at + query] * kScoreUnit<T> : kInfinity;   // no such query: p = 0
-      score = probability<T>(score, lse);
-    });
+    statistics.make_probabilities(s);
     multiply_held<typename Tile::Across>(dv, s, stage + Stream::kBytes, a.value_size);
-    multiply<Own, Stream>(dp, v_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);
-    each_element(dp, row, start, [&](float& value, int, int query) {
-      value -= query < a.queries ? g.delta[at + query] : 0.0f;
-    });
-#pragma unroll
-    for (int j = 0; j < kNs; ++j)
-#pragma unroll
-      for (int r = 0; r < 4; ++r) s[0][j][r] *= dp[0][j][r];
-    multiply_held<typename Tile::Across>(dk, s, stage, a.size);
+    multiply_features<Own, Stream>(dp, v_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);
+    statistics.make_gradients(dp, s);
+    multiply_held<typename Tile::Across>(dk, dp, stage, a.size);
   };
   stream.each_tile(a, first, Tile::kOwn, [&](int step) { stages.arrive(step); }, gather);
   cp_async_wait<0>();
@@ -61,7 +52,7 @@ template <class T, int kD, bool kGroups>
 struct KeysKernel {
   static constexpr bool kPairs = kD > 128;
   static constexpr int kWarps = kGroups ? 8 : 4;
-  using Tile = BackwardTile<T, kD, kWarps>;
+  using Tile = KeysTile<T, kD, kWarps>;
   using PairTile = KeysPairTile<T, kD, kWarps>;
   static constexpr int kOwn = kPairs ? PairTile::kOwn : Tile::kOwn;
   static constexpr int kTileBytes = kPairs ? PairTile::kBytes : Tile::kBytes;

@@ -9,44 +9,19 @@ namespace pyfast {
 // A tile of queries and of dO in shared memory, with lse and delta of its queries.
 template <class Stream>
 struct GroupStage {
-  using T = typename Stream::Element;
-  static constexpr int kQueries = Stream::kRows, kBytes = 2 * Stream::kBytes + 2 * kQueries * 4;
-  uint32_t tiles, statistics;
+  using Statistics = QueryStatistics<typename Stream::Element, Stream::kRows>;
+  static constexpr int kBytes = 2 * Stream::kBytes + Statistics::kBytes;
+  uint32_t tiles;
+  Statistics statistics;
 
   __device__ __forceinline__ uint32_t queries() const { return tiles; }
   __device__ __forceinline__ uint32_t gradients() const { return tiles + Stream::kBytes; }
-
-  // P of scores [keys, queries].
-  template <int kNs>
-  __device__ __forceinline__ void make_probabilities(float (&s)[1][kNs][4]) const {
-#pragma unroll
-    for (int j = 0; j < kNs; ++j) {
-      const float2 lse = load_shared_pair(statistics + (8 * j + lane_id() % 4 * 2) * 4);
-#pragma unroll
-      for (int r = 0; r < 4; ++r)
-        s[0][j][r] = probability<T>(s[0][j][r], (r % 2 ? lse.y : lse.x) * kScoreUnit<T>);
-    }
-  }
-  // dP becomes dS = P (dP - delta).
-  template <int kNs>
-  __device__ __forceinline__ void make_gradients(float (&dp)[1][kNs][4], const float (&p)[1][kNs][4]) const {
-#pragma unroll
-    for (int j = 0; j < kNs; ++j) {
-      const float2 delta = load_shared_pair(statistics + (kQueries + 8 * j + lane_id() % 4 * 2) * 4);
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const float at = mutant(167) ? 0.0f : r % 2 ? delta.y : delta.x;
-        dp[0][j][r] = p[0][j][r] * (dp[0][j][r] - at);
-      }
-    }
-  }
 };
 
 // The two stages that a block of keys fills and reads in turn.
 template <class T, class Stream, int kThreads>
 struct GroupStages {
   using Stage = GroupStage<Stream>;
-  static constexpr int kQueries = Stage::kQueries;
   const AttentionBackwardCudaArgs& g;
   QueryStream next;   // to be loaded
   uint32_t memory;
@@ -56,10 +31,10 @@ struct GroupStages {
       : g(g), next(stream), memory(at), steps(stream.steps()) {}
 
   __device__ __forceinline__ Stage stage(int step) const {
-    return {memory + step % 2 * 2 * Stream::kBytes, memory + 4 * Stream::kBytes + step % 2 * 2 * kQueries * 4};
+    return {memory + step % 2 * 2 * Stream::kBytes,
+            {memory + 4 * Stream::kBytes + step % 2 * Stage::Statistics::kBytes}};
   }
 
-  // Queries that do not exist are zeros, as their statistics: P = 1 times dO = 0, and dS = 1 (0 - 0).
   __device__ __forceinline__ void load(int step) {
     const AttentionCudaArgs& a = g.forward;
     const int batch = next.batch, head = next.head(), start = next.start();
@@ -67,13 +42,7 @@ struct GroupStages {
     Stream::template copy<kThreads>(to.queries(), a.q, head_data<T>(a.q, batch, head), start, a.queries, a.size);
     Stream::template copy<kThreads>(to.gradients(), g.grad_out, head_data<T>(g.grad_out, batch, head), start, a.queries,
                                     a.value_size);
-    if (threadIdx.x < 2 * kQueries) {
-      const int query = start + int(threadIdx.x) % kQueries;
-      const float* const from = threadIdx.x < kQueries ? a.lse : g.delta;
-      const bool there = query < a.queries;
-      cp_async_word(to.statistics + threadIdx.x * 4,
-                    from + (int64_t(batch) * a.heads + head) * a.queries + (there ? query : 0), there ? 4 : 0);
-    }
+    to.statistics.copy(g, batch, head, start);
     cp_async_commit();
     next.next();
   }
@@ -133,14 +102,14 @@ __device__ __forceinline__ void attention_backward_dkdv_groups(const AttentionBa
     wgmma_wait<1 + mutant(166)>();
     wgmma_arrived(s[0]);
     mask_scores<T, true>(s, first + tile_row, start, a, batch, head, edge);
-    stage.make_probabilities(s);
+    stage.statistics.make_probabilities(s);
     pack_held<T>(p, s[0]);
     wgmma_fence();
     group_multiply_held<Stream, T>(dv[0], p, stage.gradients());
     wgmma_commit();
     wgmma_wait<1>();   // for dp
     wgmma_arrived(dp[0]);
-    stage.make_gradients(dp, s);
+    stage.statistics.make_gradients(dp, s);
     pack_held<T>(ds, dp[0]);
     wgmma_fence();
     group_multiply_held<Stream, T>(dk[0], ds, stage.queries());

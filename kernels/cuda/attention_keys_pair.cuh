@@ -7,12 +7,27 @@
 
 namespace pyfast {
 
-template <class Stream, int kThreads, class T = typename Stream::Element>
+// Of a stage: queries, dO, and the statistics of these queries.
+template <class T, int kD, int kWarps>
+struct KeysTile : BackwardTile<T, kD, kWarps> {
+  using Base = BackwardTile<T, kD, kWarps>;
+  using Statistics = QueryStatistics<T, Base::kStream>;
+  static constexpr int kStageBytes = Base::kStageBytes + Statistics::kBytes;
+  static constexpr int kBytes = 2 * Base::Own::kBytes + Base::kStages * kStageBytes;
+
+  static __device__ __forceinline__ Statistics statistics(uint32_t stage) { return {stage + Base::kStageBytes}; }
+};
+
+template <class Tile>
 __device__ __forceinline__ void copy_queries(uint32_t to, const AttentionBackwardCudaArgs& g, const QueryStream& s) {
+  using Stream = typename Tile::Stream;
+  using T = typename Stream::Element;
+  constexpr int kThreads = Tile::kThreads;
   const AttentionCudaArgs& a = g.forward;
   copy_rows<Stream, kThreads>(to, a.q, head_data<T>(a.q, s.batch, s.head()), s.start(), a.queries, a.size);
   copy_rows<Stream, kThreads>(to + Stream::kBytes, g.grad_out, head_data<T>(g.grad_out, s.batch, s.head()), s.start(),
                               a.queries, a.value_size);
+  Tile::statistics(to).copy(g, s.batch, s.head(), s.start());
 }
 
 // P of 16 keys passes from lane to lane, as both warps hold it; barrier 2 + `pair` is theirs.
@@ -34,8 +49,8 @@ __device__ __forceinline__ void take_over(float (&p)[1][kNs][4], uint32_t exchan
 
 // kWarps / 2 warps make dV of 16 keys in each, as many dK.
 template <class T, int kD, int kWarps>
-struct KeysPairTile : BackwardTile<T, kD, kWarps> {
-  using Base = BackwardTile<T, kD, kWarps>;
+struct KeysPairTile : KeysTile<T, kD, kWarps> {
+  using Base = KeysTile<T, kD, kWarps>;
   static constexpr int kOwn = Base::kOwn / 2, kNs = Base::kStream / 8;
   using Own = SharedTile<T, Major::depth, kOwn, kD>;
   static constexpr int kExchange = 2 * Own::kBytes + Base::kStages * Base::kStageBytes;
@@ -60,35 +75,27 @@ __device__ __forceinline__ void attention_backward_dkdv_pair(const AttentionBack
 
   QueryStream loaded = stream;
   const auto load = [&](int, uint32_t stage) {
-    copy_queries<Stream, kThreads>(stage, g, loaded);
+    copy_queries<Tile>(stage, g, loaded);
     loaded.next();
   };
   float gradient[1][kD / 8][4] = {};   // of values, or of keys
   const Stages<Tile, decltype(load)> stages(v_tile + Own::kBytes, stream.steps(), load);
   const auto gather = [&](int step, int head, int start, bool edge) {
     const uint32_t stage = stages.arrive(step);
+    const auto statistics = Tile::statistics(stage);
     if (row >= a.keys || (edge && a.causal && start + Tile::kStream <= row)) return;   // no query sees this pair's keys
-    const int64_t at = (int64_t(batch) * a.heads + head) * a.queries;
     float s[1][kNs][4] = {};   // [keys, queries]
     if (values) {
-      multiply<Own, Stream>(s, k_tile, tile_row, stage, 0, a.size);
+      multiply_features<Own, Stream>(s, k_tile, tile_row, stage, 0, a.size);
       mask_scores<T, true>(s, row, start, a, batch, head, edge && on_edge(a, start, row + 16));
-      each_element(s, row, start, [&](float& score, int, int query) {   // no such query: p = 0
-        score = probability<T>(score, query < a.queries ? a.lse[at + query] * kScoreUnit<T> : kInfinity);
-      });
+      statistics.make_probabilities(s);
       hand_over(s, exchange, pair);
       multiply_held<Across>(gradient, s, stage + Stream::kBytes, a.value_size);
     } else {
       float p[1][kNs][4];
-      multiply<Own, Stream>(s, v_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);
+      multiply_features<Own, Stream>(s, v_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);
       take_over(p, exchange, pair);
-      each_element(s, row, start, [&](float& value, int, int query) {
-        value -= query < a.queries ? g.delta[at + query] : 0.0f;
-      });
-#pragma unroll
-      for (int j = 0; j < kNs; ++j)
-#pragma unroll
-        for (int r = 0; r < 4; ++r) s[0][j][r] *= p[0][j][r];
+      statistics.make_gradients(s, p);
       multiply_held<Across>(gradient, s, stage, a.size);
     }
   };
@@ -150,7 +157,7 @@ __device__ __forceinline__ void attention_backward_dkdv_group_pair(const Attenti
       const GroupStage<Stream> stage = stages.arrive(step);
       multiply_tiles(k_tile, stage.queries());
       mask_scores<T, true>(s, first + tile_row, start, a, batch, head, edge);
-      stage.make_probabilities(s);
+      stage.statistics.make_probabilities(s);
       hand_over(s, exchange, pair);
       finish(stage.gradients());
     };
@@ -161,7 +168,7 @@ __device__ __forceinline__ void attention_backward_dkdv_group_pair(const Attenti
       float p[1][kNs][4];
       multiply_tiles(v_tile, stage.gradients());
       take_over(p, exchange, pair);
-      stage.make_gradients(s, p);
+      stage.statistics.make_gradients(s, p);
       finish(stage.queries());
     };
     stages.each_tile(0, gather);

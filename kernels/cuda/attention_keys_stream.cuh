@@ -45,6 +45,49 @@ struct QueryStream {
   }
 };
 
+// lse and delta of the queries of a tile, in shared memory.
+template <class T, int kQueries>
+struct QueryStatistics {
+  static constexpr int kBytes = 2 * kQueries * 4;
+  uint32_t at;
+
+  // An asynchronous copy. Queries that do not exist are zeros, as their features: P = 1 times dO = 0, dS = 1 (0 - 0).
+  __device__ __forceinline__ void copy(const AttentionBackwardCudaArgs& g, int batch, int head, int start) const {
+    if (threadIdx.x >= 2 * kQueries) return;
+    const AttentionCudaArgs& a = g.forward;
+    const int query = start + int(threadIdx.x) % kQueries;
+    const float* const from = threadIdx.x < kQueries ? a.lse : g.delta;
+    const bool there = query < a.queries;
+    cp_async_word(at + threadIdx.x * 4, from + (int64_t(batch) * a.heads + head) * a.queries + (there ? query : 0),
+                  there ? 4 : 0);
+  }
+
+  // P of scores [keys, queries].
+  template <int kNs>
+  __device__ __forceinline__ void make_probabilities(float (&s)[1][kNs][4]) const {
+#pragma unroll
+    for (int j = 0; j < kNs; ++j) {
+      const float2 lse = load_shared_pair(at + (8 * j + lane_id() % 4 * 2) * 4);
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        s[0][j][r] = probability<T>(s[0][j][r], (r % 2 ? lse.y : lse.x) * kScoreUnit<T>);
+    }
+  }
+  // dP becomes dS = P (dP - delta).
+  template <int kNs>
+  __device__ __forceinline__ void make_gradients(float (&dp)[1][kNs][4], const float (&p)[1][kNs][4]) const {
+#pragma unroll
+    for (int j = 0; j < kNs; ++j) {
+      const float2 delta = load_shared_pair(at + (kQueries + 8 * j + lane_id() % 4 * 2) * 4);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const float mean = mutant(167) ? 0.0f : r % 2 ? delta.y : delta.x;
+        dp[0][j][r] = p[0][j][r] * (dp[0][j][r] - mean);
+      }
+    }
+  }
+};
+
 template <class Own, int kNj, class T = typename Own::Element>
 __device__ __forceinline__ void store_keys(const AttentionBackwardCudaArgs& g, const QueryStream& s, uint32_t tile,
                                            int tile_row, float (&dk)[1][kNj][4]) {

@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(BackwardTile<T, kD>::kThreads, 2)
     __syncthreads();   // they are there for all threads
     const int64_t rows = (int64_t(batch) * a.heads + head) * a.queries;
     float s[1][kNs][4] = {}, dp[1][kNs][4] = {};
-    multiply<Own, Stream>(s, q_tile, tile_row, k_tile, 0, a.size);
-    multiply<Own, Stream>(dp, dout_tile, tile_row, v_tile, 0, a.value_size);
+    multiply_features<Own, Stream>(s, q_tile, tile_row, k_tile, 0, a.size);
+    multiply_features<Own, Stream>(dp, dout_tile, tile_row, v_tile, 0, a.value_size);
     mask_scores<T>(s, query + tile_row, key, a, batch, head, true);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -61,11 +61,21 @@ __global__ void __launch_bounds__(BackwardTile<T, kD>::kThreads, 2)
   }
 
   // Through shared memory, where one row or column is the sum of the tile's.
-  constexpr int kPitch = kStream + 1;
   float* const sums = reinterpret_cast<float*>(memory);
-  static_assert(kOwn * kPitch * 4 <= Tile::kBytes, "the tile fits");
+  static_assert(kOwn * kStream * 4 <= Tile::kBytes, "the tile fits");
+  // Pairs of columns are XORed with the row: neither those that half a warp writes at once share a bank, nor, but for
+  // every sixteenth, those of a column.
+  const auto place = [](int row, int col) {
+    return row * kStream + ((col / 2) ^ (row % 4 * 4 + row / 4 % 4) % (kStream / 2)) * 2 + col % 2;
+  };
   __syncthreads();
-  each_element(total, tile_row, 0, [&](float& value, int row, int col) { sums[row * kPitch + col] = value; });
+  const int lane_row = tile_row + lane_id() / 4;
+#pragma unroll
+  for (int j = 0; j < kNs; ++j)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      *reinterpret_cast<float2*>(sums + place(lane_row + 8 * h, 8 * j + lane_id() % 4 * 2)) =
+          make_float2(total[0][j][2 * h], total[0][j][2 * h + 1]);
   __syncthreads();
   const int rows = one_query ? 1 : min(kOwn, a.queries - tile / across * kOwn);
   const int cols = one_key ? 1 : min(kStream, a.keys - tile % across * kStream);
@@ -75,7 +85,7 @@ __global__ void __launch_bounds__(BackwardTile<T, kD>::kThreads, 2)
     const int row = i / cols, col = i % cols;
     float sum = 0.0f;
     for (int r = row; r < (one_query ? kOwn : row + 1); ++r)
-      for (int c = col; c < (one_key ? kStream : col + 1); ++c) sum += sums[r * kPitch + c];
+      for (int c = col; c < (one_key ? kStream : col + 1); ++c) sum += sums[place(r, c)];
     const int64_t to = start + int64_t(row) * g.mask_keys + col;
     if (a.mask.kind == ScoreMaskKind::float32)
       static_cast<float*>(g.grad_mask)[to] = sum;

@@ -46,7 +46,7 @@ struct AttentionCudaArgs {
 struct AttentionBackwardCudaArgs {
   AttentionCudaArgs forward;
   AttentionHeads grad_out, grad_q, grad_k, grad_v;
-  float* delta;      // [B, H, Tq]: workspace, the row sums of grad_out * out
+  float* delta;      // [B, H, Tq]: the row sums of grad_out * out; the kernel of dQ leaves them for the others
   void* grad_mask;   // contiguous [Bm, Hm, Qm, Km], each 1 or the full size, of the dtype of the mask; or null
   int mask_batch, mask_heads, mask_queries, mask_keys;
 };

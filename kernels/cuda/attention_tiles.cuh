@@ -53,6 +53,39 @@ __device__ __forceinline__ T* head_data(const AttentionHeads& h, int batch, int 
   return static_cast<T*>(h.data) + batch * h.batch + head * h.head;
 }
 
+// As multiply. Of float32, scores are sums of the sums of kRun features: 256 added one after the other err more than
+// torch's do.
+constexpr int kRun = 32;
+
+template <class A, class B, int kMi, int kNj>
+__device__ __forceinline__ void multiply_features(float (&c)[kMi][kNj][4], uint32_t a, int a_row, uint32_t b, int b_row,
+                                                  int depth) {
+  if constexpr (sizeof(typename A::Element) == 2) {
+    multiply<A, B>(c, a, a_row, b, b_row, depth);
+  } else {
+#pragma unroll 1
+    for (int start = 0; start < depth; start += kRun) {
+      float part[kMi][kNj][4] = {};
+#pragma unroll 1
+      for (int k = start; k < start + kRun; k += 4) {
+        float left[kMi][2][4], right[kNj][2][4];
+#pragma unroll
+        for (int i = 0; i < kMi; ++i)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) load_depth<A>(left[i][h], a, a_row + 16 * i + 8 * h + lane_id() / 4, k);
+        load_columns<B>(right, b, b_row, k);
+        multiply_add(part, left, right);
+      }
+#pragma unroll
+      for (int i = 0; i < kMi; ++i)
+#pragma unroll
+        for (int j = 0; j < kNj; ++j)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) c[i][j][r] += part[i][j][r];
+    }
+  }
+}
+
 // A score with what its mask has there. A finite mask stays finite in base 2: rows masked by the lowest float
 // throughout average all keys, as in torch.
 __device__ __forceinline__ float masked(float score, bool seen, float) { return seen ? score : -kInfinity; }

@@ -14,7 +14,6 @@ using Backward = AttentionBackwardCudaArgs;
   template __global__ void attention_backward_dq_kernel<T, D, GROUPS>(const __grid_constant__ Backward); \
   template __global__ void attention_backward_dkdv_kernel<T, D, GROUPS>(const __grid_constant__ Backward);
 #define MASK(T, D) template __global__ void attention_backward_mask_kernel<T, D>(const __grid_constant__ Backward);
-#define DELTA(T) template __global__ void attention_delta_kernel<T>(const __grid_constant__ Backward);
 
 // A defect shows in one kernel of its direction; those from 150 on are of warpgroups.
 #ifdef PYFAST_MUTANT
@@ -22,15 +21,12 @@ using Backward = AttentionBackwardCudaArgs;
 FORWARD(bfloat16, 64, false)
 #elif PYFAST_MUTANT < 150
 BACKWARD(bfloat16, 64, false)
-DELTA(bfloat16)
 #elif PYFAST_MUTANT < 160
 FORWARD(bfloat16, 128, true)
 #elif PYFAST_MUTANT < 168
 BACKWARD(bfloat16, 64, true)
-DELTA(bfloat16)
 #else
 BACKWARD(bfloat16, 256, true)
-DELTA(bfloat16)
 #endif
 
 // For warpgroups; of an architecture without the suffix "a", what stands in for them.
@@ -38,8 +34,6 @@ DELTA(bfloat16)
 FORWARD(bfloat16, 64, true)
 BACKWARD(bfloat16, 64, true)
 MASK(bfloat16, 64)
-DELTA(bfloat16)
-DELTA(float16)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 FORWARD(float16, 128, true)
 BACKWARD(float16, 128, true)
@@ -59,9 +53,6 @@ BACKWARD(float, 64, false)
 BACKWARD(float, 256, false)
 MASK(bfloat16, 64)
 MASK(float, 64)
-DELTA(bfloat16)
-DELTA(float16)
-DELTA(float)
 #endif
 
 }  // namespace pyfast
