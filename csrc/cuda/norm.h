@@ -74,7 +74,7 @@ inline NormGradients norm_gradients(const char* op, const Tensor& grad_out, std:
   if (rows == 0 || cols == 0) return made;
   const int processors = gpu.processors();
   const int64_t planes = int(need_weight) + int(need_bias);
-  const int64_t partials = planes ? norm_plan(rows, cols, size_of(dtype), processors).partials : 0;
+  const int64_t partials = planes ? norm_plan(rows, cols, size_of(dtype), processors, true).partials : 0;
   const Tensor partial = gpu.empty({planes, partials, norm_padded(cols)}, ScalarType::Float);
   const NormBackwardCudaArgs args{dtype, affine == type ? dtype : DType::float32, rows, int(cols),
                                   dy.const_data_ptr(), pointer(grad_sum), in.const_data_ptr(), pointer(weight),

@@ -8,12 +8,12 @@
 
 namespace pyfast {
 
-// Columns [cols] of weight or bias in shared memory, each at its place in the block's window, zeros around them.
+// Columns [cols] of weight or bias in shared memory, each at its place in the team's window, zeros around them.
 template <class A, class Slice>
 __device__ __forceinline__ void stage_columns(float* stage, const Slice& slice, const A* from) {
   for (int place = threadIdx.x; place < slice.kElements * int(blockDim.x); place += blockDim.x)
     stage[staged(place)] = slice.has(place - slice.shift) ? float(from[place - slice.shift]) : 0;
-  __syncthreads();
+  team_barrier();
 }
 
 // Where the thread's own element of the window is.
@@ -32,7 +32,7 @@ __device__ __forceinline__ void load_columns(float (&to)[Slice::kElements], cons
   stage_columns(stage, slice, from);
 #pragma unroll
   for (int i = 0; i < slice.kElements; ++i) to[i] = own(stage, slice, i);
-  __syncthreads();
+  team_barrier();
 }
 
 // f(pointer) with weight or bias as what it is: of x's dtype, or float32.
@@ -46,24 +46,37 @@ __device__ __forceinline__ void with_affine(const void* from, DType dtype, const
 template <class Slice>
 __device__ __forceinline__ void store_columns(float* to, const Slice& slice, const float (&from)[Slice::kElements],
                                               float* stage) {
-  __syncthreads();
+  team_barrier();
 #pragma unroll
   for (int i = 0; i < slice.kElements; ++i) own(stage, slice, i) = from[i];   // past the row 0
-  if (!mutant(1)) __syncthreads();
+  if (!mutant(1)) team_barrier();
   const int window = slice.kElements * int(blockDim.x);
   for (int place = threadIdx.x; place < slice.shift + norm_padded(slice.cols); place += blockDim.x)
     if (place >= slice.shift) to[place - slice.shift] = place < window ? stage[staged(place)] : 0;
 }
 
-// The rows of a block: `count` of them, `period` apart. The first decides how far all are from a sector.
+// The rows of a team: `count` of them, `period` apart. The first decides how far all are from a sector.
 struct NormRows {
+  unsigned set;   // of all teams' of the grid
   int64_t first;
-  int period, count;
+  int period, count, most;   // most: that a team of this block has
 
   __device__ __forceinline__ NormRows(int64_t rows, int64_t each, int period)
-      : first(blockIdx.x / period * (each * period) + blockIdx.x % period), period(period) {
-    const int64_t left = (rows - first + period - 1) / period;
-    count = int(left < each ? (left < 0 ? 0 : left) : each);
+      : set(blockIdx.x * blockDim.y + threadIdx.y),
+        first(set / period * (each * period) + set % period),
+        period(period),
+        count(within(rows - first, each)),
+        most(within(rows - first + threadIdx.y, each)) {}
+
+  __device__ __forceinline__ int within(int64_t left, int64_t each) const {
+    left = (left + period - 1) / period;
+    return int(left < each ? (left < 0 ? 0 : left) : each);
+  }
+
+  // Teams go along side by side, so that a sector of two rows is still in a cache for the second.
+  __device__ __forceinline__ bool next(int row) const {
+    if (blockDim.y > 1) __syncthreads();
+    return row < count;
   }
 
   template <class Slice>
@@ -73,11 +86,53 @@ struct NormRows {
   }
 };
 
-constexpr int kStatistics = 32;   // rows whose statistics move at once: one by one, each would cost a sector
+// As many elements as may be read beside a row, for the pack at its edge.
+template <class T>
+__device__ __forceinline__ int within_pack(int64_t elements) {
+  return int(min(elements, int64_t(kPack<T>)));
+}
+
+template <bool kTwo>
+using NormMeetings = BlockReduction<kTwo ? 2 : 1, float, true>;
+
+// The statistics of the next rows of all teams in shared memory. They move for many rows at once, in the order of the
+// rows: one by one, each would cost a sector.
+struct NormStatistics {
+  static constexpr int kRows = 32;   // of a team
+  float mean[kRows * kNormTeams], rstd[kRows * kNormTeams];
+
+  static __device__ __forceinline__ int place(int i) { return i % kRows * int(blockDim.y) + int(threadIdx.y); }
+
+  // f(place, row) for each of them from the teams' row `begin` on, by the whole block.
+  template <class F>
+  static __device__ __forceinline__ void each(const NormRows& rows, int64_t all, int begin, const F& f) {
+    const int teams = int(blockDim.y), count = min(rows.most - begin, kRows) * teams;
+    const int64_t first = rows.first - threadIdx.y + int64_t(begin) * rows.period;
+    __syncthreads();
+    for (int i = int(threadIdx.y * blockDim.x + threadIdx.x); i < count; i += int(blockDim.x) * teams) {
+      const int64_t row = first + int64_t(i / teams) * rows.period + i % teams;
+      if (row < all) f(i, row);
+    }
+    if (!mutant(4)) __syncthreads();
+  }
+  __device__ __forceinline__ void load(const NormBackwardCudaArgs& a, const NormRows& rows, int begin) {
+    each(rows, a.rows, begin, [&](int i, int64_t row) {
+      if (a.mean) mean[i] = a.mean[row];
+      rstd[i] = a.rstd[row];
+    });
+  }
+  __device__ __forceinline__ void store(const NormCudaArgs& a, const NormRows& rows, int begin) const {
+    each(rows, a.rows, begin, [&](int i, int64_t row) {
+      if (a.mean) a.mean[row] = mean[i];
+      a.rstd[row] = rstd[i];
+    });
+  }
+};
 
 // out = (v - mean) rstd weight + bias, v = x + residual as it is stored.
 template <class T, int kElements, bool kCentred, bool kExact>
-__device__ __forceinline__ void norm_forward_rows(const NormCudaArgs& a, float* stage, BlockReduction<1> block) {
+__device__ __forceinline__ void norm_forward_rows(const NormCudaArgs& a, float* stage, NormStatistics& statistics,
+                                                  NormMeetings<false> team) {
   using Slice = RowSlice<T, kElements / kPack<T>, kExact>;
   const NormRows rows(a.rows, a.rows_each, a.period);
   const auto slice = rows.slice<Slice>(a.cols);
@@ -87,26 +142,28 @@ __device__ __forceinline__ void norm_forward_rows(const NormCudaArgs& a, float* 
   const float share = 1 / float(a.cols);
   const int64_t all = a.rows * a.cols, step = int64_t(rows.period) * a.cols;
   if (a.weight) with_affine<T>(a.weight, a.affine_dtype, [&](auto* w) { load_columns(weight, slice, w, stage); });
-  if (a.bias) with_affine<T>(a.bias, a.affine_dtype, [&](auto* b) { load_columns(bias, slice, b, stage); });
+  if (kCentred && a.bias)   // there is none in rms_norm
+    with_affine<T>(a.bias, a.affine_dtype, [&](auto* b) { load_columns(bias, slice, b, stage); });
   int64_t at = rows.first * a.cols;
-  float mean_kept = 0, rstd_kept = 0;   // of a row for each lane
-  for (int i = 0; i < rows.count; ++i, at += step) {
+  for (int i = 0; i < rows.most; ++i, at += step) {
+    if (i > 0 && i % NormStatistics::kRows == 0) statistics.store(a, rows, i - NormStatistics::kRows);
+    if (!rows.next(i)) continue;
+    const int before = within_pack<T>(at), after = a.cols + within_pack<T>(all - at - a.cols);
     float v[kElements], total[1] = {};
-    slice.load(v, static_cast<const T*>(a.x) + at, at, all - at);
+    slice.load(v, static_cast<const T*>(a.x) + at, before, after);
     if (a.residual) {
       float other[kElements];
-      slice.load(other, static_cast<const T*>(a.residual) + at, at, all - at);
+      slice.load(other, static_cast<const T*>(a.residual) + at, before, after);
 #pragma unroll
       for (int e = 0; e < kElements; ++e) v[e] = float(T(v[e] + other[e]));
       slice.store(static_cast<T*>(a.sum) + at, v);
     }
-    const int lane = int(threadIdx.x) % 32, turn = i % kStatistics;
     if constexpr (kCentred) {
 #pragma unroll
       for (int e = 0; e < kElements; ++e) total[0] += v[e];
-      block.reduce(total, Add{});
+      team.reduce(total, Add{});
       const float mean = total[0] * share;
-      mean_kept = turn == lane ? mean : mean_kept;
+      if (threadIdx.x == 0) statistics.mean[statistics.place(i)] = mean;
       total[0] = 0;
       if (mutant(2))
         for (int e = 0; e < kElements; ++e) v[e] -= mean;
@@ -115,50 +172,33 @@ __device__ __forceinline__ void norm_forward_rows(const NormCudaArgs& a, float* 
     }
 #pragma unroll
     for (int e = 0; e < kElements; ++e) total[0] += v[e] * v[e];
-    block.reduce(total, Add{});
+    team.reduce(total, Add{});
     const float rstd = 1 / sqrtf(total[0] * share + a.eps);
-    rstd_kept = turn == lane ? rstd : rstd_kept;
+    if (threadIdx.x == 0) statistics.rstd[statistics.place(i)] = rstd;
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) v[e] = v[e] * rstd * weight[e] + bias[e];
+    for (int e = 0; e < kElements; ++e) v[e] = v[e] * rstd * weight[e] + (kCentred ? bias[e] : 0);
     slice.store(static_cast<T*>(a.out) + at, v);
-    if (threadIdx.x < 32 && (turn == kStatistics - 1 || i + 1 == rows.count) && lane <= turn) {
-      const int64_t row = rows.first + int64_t(i - turn + lane) * rows.period;
-      if (kCentred) a.mean[row] = mean_kept;
-      a.rstd[row] = rstd_kept;
-    }
   }
+  if (rows.most > 0) statistics.store(a, rows, (rows.most - 1) / NormStatistics::kRows * NormStatistics::kRows);
 }
 
 template <class T, int kElements, bool kCentred>
 __global__ void __launch_bounds__(512, 1) norm_forward_kernel(NormCudaArgs a) {
-  extern __shared__ float stage[];
-  __shared__ typename BlockReduction<1>::Shared meeting;
-  const BlockReduction<1> block(meeting);
-  if (a.cols % kPack<T> == 0) norm_forward_rows<T, kElements, kCentred, true>(a, stage, block);
-  else norm_forward_rows<T, kElements, kCentred, false>(a, stage, block);
+  extern __shared__ float staged_columns[];
+  float* const stage = staged_columns + threadIdx.y * staged_floats(kElements * blockDim.x);
+  __shared__ NormStatistics statistics;
+  __shared__ typename NormMeetings<false>::Shared meeting;
+  const NormMeetings<false> team(meeting);
+  if (a.cols % kPack<T> == 0) norm_forward_rows<T, kElements, kCentred, true>(a, stage, statistics, team);
+  else norm_forward_rows<T, kElements, kCentred, false>(a, stage, statistics, team);
 }
 
-// The statistics of a block's next rows in shared memory.
-struct NormStatistics {
-  float mean[kStatistics], rstd[kStatistics];
-
-  __device__ __forceinline__ void load(const NormBackwardCudaArgs& a, const NormRows& rows, int begin) {
-    __syncthreads();
-    if (const int lane = int(threadIdx.x); lane < kStatistics && begin + lane < rows.count) {
-      const int64_t row = rows.first + int64_t(begin + lane) * rows.period;
-      if (a.mean) mean[lane] = a.mean[row];
-      rstd[lane] = a.rstd[row];
-    }
-    if (!mutant(4)) __syncthreads();
-  }
-};
-
-// dx = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum, g = grad_out weight; no mean(g) in rms_norm. The block's own
+// dx = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum, g = grad_out weight; no mean(g) in rms_norm. The team's own
 // sums of grad_out xhat and of grad_out go to its row of each plane of partial.
 template <class T, int kElements, bool kCentred, bool kExact>
 __device__ __forceinline__ void norm_backward_rows(const NormBackwardCudaArgs& a, float* stage,
                                                    NormStatistics& statistics,
-                                                   BlockReduction<kCentred ? 2 : 1> block) {
+                                                   NormMeetings<kCentred> team) {
   using Slice = RowSlice<T, kElements / kPack<T>, kExact>;
   const NormRows rows(a.rows, a.rows_each, a.period);
   const auto slice = rows.slice<Slice>(a.cols);
@@ -174,12 +214,15 @@ __device__ __forceinline__ void norm_backward_rows(const NormBackwardCudaArgs& a
       else stage_columns(stage, slice, w);
     });
   int64_t at = rows.first * a.cols;
-  for (int i = 0; i < rows.count; ++i, at += step) {
+  for (int i = 0; i < rows.most; ++i, at += step) {
+    if (i % NormStatistics::kRows == 0) statistics.load(a, rows, i);
+    if (!rows.next(i)) continue;
+    const int before = within_pack<T>(at), after = a.cols + within_pack<T>(all - at - a.cols);
     float xhat[kElements], g[kElements], sums[kCentred ? 2 : 1] = {};
-    if (i % kStatistics == 0) statistics.load(a, rows, i);
-    slice.load(xhat, static_cast<const T*>(a.x) + at, at, all - at);
-    slice.load(g, static_cast<const T*>(a.grad_out) + at, at, all - at);
-    const float rstd = statistics.rstd[i % kStatistics], mean = kCentred ? statistics.mean[i % kStatistics] : 0;
+    slice.load(xhat, static_cast<const T*>(a.x) + at, before, after);
+    slice.load(g, static_cast<const T*>(a.grad_out) + at, before, after);
+    const int place = statistics.place(i);
+    const float rstd = statistics.rstd[place], mean = kCentred ? statistics.mean[place] : 0;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       xhat[e] = (xhat[e] - mean) * rstd;
@@ -190,33 +233,34 @@ __device__ __forceinline__ void norm_backward_rows(const NormBackwardCudaArgs& a
       sums[0] += g[e] * xhat[e];
       if constexpr (kCentred) sums[1] += g[e];
     }
-    block.reduce(sums, Add{});
+    team.reduce(sums, Add{});
     const float along = sums[0] * share, offset = kCentred ? sums[1] * share : 0;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) g[e] = (g[e] - xhat[e] * along - offset) * rstd;
     if (a.grad_sum) {
-      slice.load(xhat, static_cast<const T*>(a.grad_sum) + at, at, all - at);
+      slice.load(xhat, static_cast<const T*>(a.grad_sum) + at, before, after);
 #pragma unroll
       for (int e = 0; e < kElements; ++e) g[e] += xhat[e];
     }
     slice.store(static_cast<T*>(a.grad_x) + at, g);
   }
-  float* plane = a.partial + blockIdx.x * norm_padded(a.cols);
+  float* plane = a.partial + rows.set * norm_padded(a.cols);
   if (a.grad_weight) {
     store_columns(plane, slice, dweight, stage);
-    if (!mutant(3)) plane += gridDim.x * norm_padded(a.cols);
+    if (!mutant(3)) plane += int64_t(gridDim.x) * blockDim.y * norm_padded(a.cols);
   }
   if (kCentred && a.grad_bias) store_columns(plane, slice, dbias, stage);
 }
 
 template <class T, int kElements, bool kCentred>
 __global__ void __launch_bounds__(512, 1) norm_backward_kernel(NormBackwardCudaArgs a) {
-  extern __shared__ float stage[];
+  extern __shared__ float staged_columns[];
+  float* const stage = staged_columns + threadIdx.y * staged_floats(kElements * blockDim.x);
   __shared__ NormStatistics statistics;
-  __shared__ typename BlockReduction<kCentred ? 2 : 1>::Shared meeting;
-  const BlockReduction<kCentred ? 2 : 1> block(meeting);
-  if (a.cols % kPack<T> == 0) norm_backward_rows<T, kElements, kCentred, true>(a, stage, statistics, block);
-  else norm_backward_rows<T, kElements, kCentred, false>(a, stage, statistics, block);
+  __shared__ typename NormMeetings<kCentred>::Shared meeting;
+  const NormMeetings<kCentred> team(meeting);
+  if (a.cols % kPack<T> == 0) norm_backward_rows<T, kElements, kCentred, true>(a, stage, statistics, team);
+  else norm_backward_rows<T, kElements, kCentred, false>(a, stage, statistics, team);
 }
 
 }  // namespace pyfast

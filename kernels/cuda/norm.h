@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <numeric>
@@ -38,34 +39,42 @@ struct NormBackwardCudaArgs {
   int period = 0;
 };
 
-// A block keeps a row in registers, `elements` a thread, and has rows that lie one after the other or, where those are
-// not whole sectors, `period` apart: so all of them begin at the same distance from a sector. Where it has
-// many it has a multiple of 8, whose statistics fill sectors. Wide rows do not fit, and are read twice.
+// A team keeps a row in registers, `elements` a thread, and has rows that lie one after the other or, where those are
+// not whole sectors, `period` apart: so all of them begin at the same distance from a sector. Rows between them go to
+// other teams of the block at the same time, since neighbours share a sector. Where a team has many rows it has a
+// multiple of 8, whose statistics fill sectors. Wide rows do not fit, and are read twice.
 struct NormPlan {
   bool wide;
-  int elements, warps;
+  int elements, warps, teams;   // warps: of a team; teams: of a block
   int64_t blocks, rows_each;
   int period;
-  int64_t partials;   // rows of partial sums
+  int64_t partials;             // rows of partial sums
 };
+
+constexpr int kNormWarps = 16, kNormTeams = 8;   // most of a block
 
 constexpr int kNormWideStrip = 256;   // columns of a block of the weight gradient of wide rows
 
-inline NormPlan norm_plan(int64_t rows, int64_t cols, int64_t itemsize, int processors) {
+// Forward, fewer warps with more each meet at less cost; backward, where sums of columns are kept too, sixteen elements
+// are for rows that need them, and would spill in float32.
+inline NormPlan norm_plan(int64_t rows, int64_t cols, int64_t itemsize, int processors, bool backward) {
   const int64_t sector = 32 / itemsize, group = std::gcd(cols, sector), period = sector / group;
+  const int64_t window = cols + sector - group;
   for (const int elements : {8, 16}) {
-    if (elements == 16 && itemsize == 4) continue;   // sixteen float32 of each operand would spill
+    if (elements == 8 ? !backward && window > 32 * 8 : backward && itemsize == 4) continue;
     int warps = 1;
-    while (warps < 16 && 32 * warps * elements < cols + sector - group) warps *= 2;
-    if (32 * warps * elements < cols + sector - group) continue;
-    const int64_t wanted = processors * 32 / warps / period, groups = (wanted < 1 ? 1 : wanted) * period;
+    while (warps < kNormWarps && 32 * warps * elements < window) warps *= 2;
+    if (32 * warps * elements < window) continue;
+    const int resident = elements == 16 ? 16 : 32;   // warps of a multiprocessor, by their registers
+    const int64_t wanted = processors * resident / warps / period, groups = (wanted < 1 ? 1 : wanted) * period;
     int64_t each = (rows + groups - 1) / groups;
     if (each > 32) each = (each + 7) / 8 * 8;
-    const int64_t blocks = (rows + each * period - 1) / (each * period) * period;
-    return {false, elements, warps, blocks, each, int(period), blocks};
+    const int64_t sets = (rows + each * period - 1) / (each * period) * period;   // of rows, one for each team
+    const int teams = int(std::min<int64_t>(std::min(kNormWarps / warps, kNormTeams), period));
+    return {false, elements, warps, teams, sets / teams, each, int(period), sets};
   }
   const int64_t strips = (cols + kNormWideStrip - 1) / kNormWideStrip, parts = processors * 8 / strips;
-  return {true, 0, 16, rows, 1, 1, parts < 1 ? 1 : parts < rows ? parts : rows};
+  return {true, 0, kNormWarps, 1, rows, 1, 1, parts < 1 ? 1 : parts < rows ? parts : rows};
 }
 
 constexpr int64_t norm_padded(int64_t cols) { return (cols + 3) / 4 * 4; }   // what column sums want

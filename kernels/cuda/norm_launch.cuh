@@ -21,16 +21,17 @@ cudaError_t dispatch_norm(DType dtype, const F& f) {
 
 template <bool kCentred>
 cudaError_t launch_norm(NormCudaArgs a, cudaStream_t stream) {
-  const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors);
+  const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors, false);
   a.rows_each = plan.rows_each;
   a.period = plan.period;
-  const unsigned grid = unsigned(plan.blocks), block = unsigned(32 * plan.warps);
-  const size_t stage = staged_floats(int64_t(block) * plan.elements) * sizeof(float);
+  const unsigned grid = unsigned(plan.blocks);
+  const dim3 block(unsigned(32 * plan.warps), unsigned(plan.teams));
+  const size_t stage = plan.teams * staged_floats(32 * plan.warps * int64_t(plan.elements)) * sizeof(float);
   return dispatch_norm(a.dtype, [&](auto type) {
     using T = typename decltype(type)::Element;
     if (plan.wide) wide_norm_forward_kernel<T, kCentred><<<grid, block, 0, stream>>>(a);
     else if (plan.elements == 8) norm_forward_kernel<T, 8, kCentred><<<grid, block, stage, stream>>>(a);
-    else if constexpr (sizeof(T) == 2) norm_forward_kernel<T, 16, kCentred><<<grid, block, stage, stream>>>(a);
+    else norm_forward_kernel<T, 16, kCentred><<<grid, block, stage, stream>>>(a);
     return cudaGetLastError();
   });
 }
@@ -51,12 +52,13 @@ cudaError_t launch_norm_sums(const NormBackwardCudaArgs& a, const NormPlan& plan
 
 template <bool kCentred>
 cudaError_t launch_norm_backward(NormBackwardCudaArgs a, cudaStream_t stream) {
-  const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors);
+  const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors, true);
   a.rows_each = plan.rows_each;
   a.period = plan.period;
-  const unsigned grid = unsigned(plan.blocks), block = unsigned(32 * plan.warps);
+  const unsigned grid = unsigned(plan.blocks);
+  const dim3 block(unsigned(32 * plan.warps), unsigned(plan.teams));
   const dim3 strips(unsigned((a.cols + kNormWideStrip - 1) / kNormWideStrip), unsigned(plan.partials));
-  const size_t stage = staged_floats(int64_t(block) * plan.elements) * sizeof(float);
+  const size_t stage = plan.teams * staged_floats(32 * plan.warps * int64_t(plan.elements)) * sizeof(float);
   return dispatch_norm(a.dtype, [&](auto type) {
     using T = typename decltype(type)::Element;
     if (plan.wide) {

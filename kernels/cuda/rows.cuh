@@ -94,7 +94,7 @@ struct RowSlice {
   // Zeros outside of the row. Around it `before` and `after` elements, the row counted in, may be read all the same:
   // those of its neighbours, which share sectors with it.
   template <class S>
-  __device__ __forceinline__ void load(float (&to)[kElements], const S* row, int64_t before, int64_t after) const {
+  __device__ __forceinline__ void load(float (&to)[kElements], const S* row, int before, int after) const {
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       const int col = first(v);
@@ -188,9 +188,12 @@ struct Larger {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// Meetings of the block: each leaves every thread what f makes of the numbers of all threads, in one order. Two places
-// in shared memory take turns, so that one barrier for each meeting is enough.
-template <int kCount, class V = float>
+// The threads with one threadIdx.y: a block may have several teams, each with rows of its own.
+__device__ __forceinline__ void team_barrier() { __barrier_sync_count(threadIdx.y + 1, blockDim.x); }
+
+// Meetings of the block, or of a team: each leaves every thread what f makes of the numbers of all threads, in one
+// order. Two places in shared memory take turns, so that one barrier for each meeting is enough.
+template <int kCount, class V = float, bool kTeams = false>
 class BlockReduction {
  public:
   struct Shared {
@@ -207,22 +210,24 @@ class BlockReduction {
     if (warps == 1) return;
     V(*place)[32] = shared_.place[0] + turn_;
     turn_ ^= kCount;
+    const int own = kTeams ? int(threadIdx.y) * warps : 0;   // the first warp of the team
     if (lane == 0) {
 #pragma unroll
-      for (int c = 0; c < kCount; ++c) place[c][warp] = v[c];
+      for (int c = 0; c < kCount; ++c) place[c][own + warp] = v[c];
     }
-    __syncthreads();
+    if constexpr (kTeams) team_barrier();
+    else __syncthreads();
     if (warps <= 4) {   // warps: a power of two
 #pragma unroll
-      for (int c = 0; c < kCount; ++c) v[c] = f(place[c][0], place[c][1]);
+      for (int c = 0; c < kCount; ++c) v[c] = f(place[c][own], place[c][own + 1]);
       if (warps < 4) return;
 #pragma unroll
-      for (int c = 0; c < kCount; ++c) v[c] = f(v[c], f(place[c][2], place[c][3]));
+      for (int c = 0; c < kCount; ++c) v[c] = f(v[c], f(place[c][own + 2], place[c][own + 3]));
       return;
     }
 #pragma unroll
     for (int c = 0; c < kCount; ++c) {
-      v[c] = place[c][lane & (warps - 1)];
+      v[c] = place[c][own + (lane & (warps - 1))];
       if (warps == 32) v[c] = f(v[c], shuffle_xor<16>(v[c]));
       if (warps >= 16) v[c] = f(v[c], shuffle_xor<8>(v[c]));
       v[c] = f(v[c], shuffle_xor<4>(v[c]));
