@@ -7,39 +7,11 @@
 
 #include "class_weights.cuh"
 #include "cross_entropy.h"
+#include "row_walk.cuh"
 
 namespace pyfast {
 
 constexpr int kLossThreads = 256;   // most of a block
-constexpr int kLossLoads = 4;       // that a thread has on their way
-
-// Columns [begin, end) of a row, by the block: packs(first column, float (&x)[n]) with the whole packs of all of them,
-// four at a time; one(column, x) with the single elements at both ends. Without kRead the numbers are zeros.
-template <bool kRead, class T, class Packs, class One>
-__device__ __forceinline__ void walk(const T* row, int begin, int end, const Packs& packs, const One& one) {
-  constexpr int kSize = kPack<T>;
-  const auto single = [&](int col) { one(col, kRead ? float(row[col]) : 0.0f); };
-  const int thread = int(threadIdx.x), threads = int(blockDim.x);
-  const int offset = int(reinterpret_cast<uintptr_t>(row + begin) % kSector / sizeof(T));
-  const int head = min(begin + (kSector / int(sizeof(T)) - offset) % (kSector / int(sizeof(T))), end);
-  const int count = (end - head) / kSize, tail = head + count * kSize;
-  for (int col = begin + thread; col < head; col += threads) single(col);
-  int pack = thread;
-  for (; pack + (kLossLoads - 1) * threads < count; pack += kLossLoads * threads) {
-    float x[kLossLoads][kSize] = {};
-#pragma unroll
-    for (int l = 0; l < kLossLoads; ++l)
-      if constexpr (kRead) load_pack(x[l], row + head + int64_t(pack + l * threads) * kSize);
-#pragma unroll
-    for (int l = 0; l < kLossLoads; ++l) packs(head + (pack + l * threads) * kSize, x[l]);
-  }
-  for (; pack < count; pack += threads) {
-    float x[kSize] = {};
-    if constexpr (kRead) load_pack(x, row + head + int64_t(pack) * kSize);
-    packs(head + pack * kSize, x);
-  }
-  for (int col = tail + thread; col < end + int(mutant(5)); col += threads) single(col);
-}
 
 // The running sums of a thread, of a part of a row, or of the row.
 struct LossSums {
@@ -196,19 +168,16 @@ __global__ void __launch_bounds__(kLossThreads) cross_entropy_backward_kernel(Cr
     walk<false>(
         dx, begin, end, [&](int col, auto& zeros) { store_pack<true>(dx + col, zeros); },
         [&](int col, float zero) { dx[col] = T(zero); });
-  } else if (alike) {
-    walk<true>(
-        x, begin, end,
-        [&](int col, auto& v) {
-#pragma unroll
-          for (int e = 0; e < kPack<T>; ++e) v[e] = gradient(col + e, v[e]);
-          store_pack<true>(dx + col, v);
-        },
-        [&](int col, float v) { dx[col] = T(gradient(col, v)); });
-  } else {
-    for (int col = begin + int(threadIdx.x); col < end; col += int(blockDim.x))
-      dx[col] = T(gradient(col, float(x[col])));
+    return;
   }
+  const auto whole = [&](int col, auto& v) {
+#pragma unroll
+    for (int e = 0; e < kPack<T>; ++e) v[e] = gradient(col + e, v[e]);
+    store_pack<true>(dx + col, v);
+  };
+  const auto one = [&](int col, float v) { dx[col] = T(gradient(col, v)); };
+  if (alike) walk<true>(x, begin, end, whole, one);
+  else walk_apart(x, dx, begin, end, whole, one);
 }
 
 struct LossGrid {
@@ -220,7 +189,7 @@ struct LossGrid {
 inline LossGrid loss_grid(int64_t rows, int64_t cols, int64_t itemsize) {
   const int64_t packs = (cols * itemsize + 15) / 16, height = rows < 32768 ? rows : 32768;
   unsigned block = 32;
-  while (block < kLossThreads && block * kLossLoads < packs) block *= 2;
+  while (block < kLossThreads && block * kWalkLoads < packs) block *= 2;
   return {dim3(unsigned(cross_entropy_parts(cols)), unsigned(height), unsigned((rows + height - 1) / height)), block};
 }
 
