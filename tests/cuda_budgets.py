@@ -21,7 +21,8 @@ from tests.triton_budgets import Budget, excesses
 
 FILE = Path(__file__).with_name("cuda_budgets.json")
 OPS = ("layer_norm", "rms_norm", "cross_entropy", "rope", "adamw_step_", "linear_act")
-OPS += ("linear_cross_entropy", "attention")
+OPS += ("linear_glu", "linear_cross_entropy", "attention")
+TILED = "linear_act/", "linear_glu/"  # whose launches are made in the tiles of large matrices
 PRODUCTS = "gemm_kernel", "gemm_tma_kernel"
 # The pass of the derivative moves 6 m n bytes. Triton's products on capability 9 take it on their
 # operands, which at 256 of k one column of wide tiles reads, once; each 256 more read them again.
@@ -34,12 +35,14 @@ ALIKE = {"linear_cross_entropy": ("_logit_tiles_kernel", "_slab_kernel")}
 
 def limited(budget: Budget) -> Budget:
     """A budget of Triton's with the limits of our kernels."""
-    if budget.name.startswith("linear_act/"):
+    if budget.name.startswith(TILED):
         return cuda_linear_budgets.limited(budget)
     if budget.name.startswith("attention/"):
         return cuda_attention_budgets.limited(budget)
     if not budget.useful:
-        return budget
+        return dataclasses.replace(
+            budget, more={}
+        )  # Triton's kernels of rows move more at odd sizes
     # On capability 9.0 the weight gradient, of few tiles, is the one that is not copied by TMA.
     # Beside it the bias gradient is made: on tensor cores, eight columns more of 256. A warp that
     # gathers a row, of 512 bytes only, asks for its place and for how many there are.
@@ -56,7 +59,7 @@ BUDGETS = [limited(b) for b in triton_budgets.BUDGETS if b.name.split("/")[0] in
 
 def counted(budget: Budget) -> list[dict[str, Any]]:
     """The counters of each launch, in order."""
-    if budget.name.startswith("linear_act/"):
+    if budget.name.startswith(TILED):
         return [triton_budgets._row(launch) for launch in cuda_linear_budgets.launches(budget)]
     cache = triton_budgets.CACHE
     machine = emulated(budget.capability, processors=budget.processors, cache_bytes=cache)

@@ -1,4 +1,4 @@
-"""The launches of linear_act in large tiles, for tests/cuda_budgets.py.
+"""The launches of linear_act and linear_glu in large tiles, for tests/cuda_budgets.py.
 
 The launchers take large tiles where they fill a GPU; the emulator counts matrices that fill none.
 So the kernels are launched here as the launchers would, tile by tile, as Triton's budgets do.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests import cuda_gemm, triton_budgets
+from tests import cuda_gemm, cuda_glu, triton_budgets
 from tests.cuda_gemm import ACTIVATIONS, LARGE, TMA_WIDE, Linear, Store, pointer
 from tests.emulator import Module, Stats
 from tests.triton_budget_cases import Budget
@@ -37,6 +37,12 @@ def sizes(budget: Budget) -> tuple[int, int, int, str]:
 def limited(budget: Budget) -> Budget:
     """The budget with the names of our kernels and their limits."""
     m, k, n, act = sizes(budget)
+    if budget.name.startswith("linear_glu/"):
+        product = 2 * m * k * n
+        if budget.capability == 80:
+            return dataclasses.replace(budget, useful={"gemm_kernel": 6 * product})
+        useful = {"gemm_tma_pair_kernel": 4 * product, "gemm_tma_kernel": 2 * product}
+        return dataclasses.replace(budget, useful=useful)
     name = "gemm_kernel" if budget.capability == 80 else "gemm_tma_kernel"
     more = {}
     if act == "none":
@@ -48,6 +54,8 @@ def limited(budget: Budget) -> Budget:
 
 def launches(budget: Budget) -> list[Launch]:
     """Forward and backward, each launch counted."""
+    if budget.name.startswith("linear_glu/"):
+        return _glu_launches(budget)
     m, k, n, act = sizes(budget)
     kernels = cuda_gemm.module("sm_80" if budget.capability == 80 else "sm_90a")
     tile = LARGE if budget.capability == 80 else TMA_WIDE
@@ -106,3 +114,32 @@ def _column_sums(kernels: Module, partial: Tensor, n: int, rows: int) -> Launch:
         l2_bytes=triton_budgets.CACHE,
     )  # fmt: skip
     return Launch("column_sums_kernel", (grid, 1, 1), stats)
+
+
+def _glu_launches(budget: Budget) -> list[Launch]:
+    m, k, n, act = sizes(budget)
+    arch = "sm_80" if budget.capability == 80 else "sm_90a"
+    kernels, tile = cuda_glu.module(arch), cuda_glu.tile_of(budget.capability)
+    by_maps, cache = tile == TMA_WIDE, {"l2_bytes": triton_budgets.CACHE}
+    options = {"processors": budget.processors, **cache}
+    torch.manual_seed(0)
+    x, gate, up, dy = (torch.randn(*s).to(B) for s in ((m, k), (n, k), (n, k), (m, n)))
+
+    def launch(name: str, cols: int, stats: Stats, rows: int = m) -> Launch:
+        tiles = -(-rows // tile[0]) * -(-cols // tile[1])
+        grid = min(tiles, budget.processors) if by_maps else tiles
+        return Launch(name, (grid, 1, 1), stats)
+
+    own, paired = "gemm_kernel", "gemm_kernel"
+    if by_maps:
+        own, paired = "gemm_tma_kernel", "gemm_tma_pair_kernel"
+    made, stats = cuda_glu.forward(kernels, x, gate, up, None, act, tile, **options)
+    found = [launch(paired, 2 * n, stats)]
+    pair, grid, stats = cuda_glu.split(kernels, dy, made[1], made[2], act, **cache)
+    found.append(Launch("glu_backward_kernel", (*grid, 1), stats))
+    _, stats = cuda_glu.input_gradient(kernels, pair, gate, up, tile, **options)
+    found.append(launch(paired, k, stats))
+    for half in (pair[:, :n], pair[:, pair.shape[1] // 2 :][:, :n]):
+        rest = (cuda_gemm.module(arch), half, x, budget.capability)
+        found.append(launch(own, k, cuda_glu.weight_gradient(*rest, **options), n))
+    return found

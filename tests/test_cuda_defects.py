@@ -59,7 +59,7 @@ DEFECTS = [
     ("no barrier before partial sums are read", "layer_norm", 1, norm(530)),
     ("columns past the row in the variance", "layer_norm", 2, norm(53)),
     ("gradients of weight and bias in one place", "layer_norm", 3, norm(53)),
-    ("no barrier before the statistics are read", "layer_norm", 4, norm(530)),
+    ("no barrier before the statistics are read", "layer_norm", 4, norm(528)),  # one team
     ("the running sum not rescaled", "cross_entropy", 1, loss(3, 9000)),
     ("any target read", "cross_entropy", 2, hostile_target),
     ("weights forgotten in the gradient", "cross_entropy", 3,
@@ -98,7 +98,7 @@ def test_kernels_as_they_are_pass(check) -> None:
 
 
 # Those of the products and of attention, whose tests launch single kernels, stand beside these.
-ELSEWHERE = {*test_cuda_gemm.DEFECTS, *range(111, 120)}
+ELSEWHERE = {*test_cuda_gemm.DEFECTS, *range(111, 120), 125, 126}
 ELSEWHERE |= {number for _, number in test_cuda_attention_defects.DEFECTS}
 ELSEWHERE |= set(test_cuda_attention_defects.DECODE_DEFECTS)
 

@@ -1,11 +1,17 @@
 """linear_glu in CUDA C++ through its door, on the emulator: what the common tests do not reach."""
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 
 import pyfast
 from pyfast import reference, testing
+from tests import cuda_glu
+from tests.cuda_gemm import TMA, TMA_WIDE
 from tests.cuda_lanes import LANES, check, needs_emulator
+from tests.emulator import Stats, Violation
 from tests.emulator.cuda import emulated
 from tests.run_case import each_tensor
 
@@ -30,13 +36,13 @@ def test_linear_glu_of_whole_tiles(dtype, capability) -> None:
     assert kernels(log)[:2] == ["gemm_kernel", "glu_backward_kernel"]
 
 
-@pytest.mark.parametrize(("capability", "threads"), [(80, 128), (90, 256)])
-def test_linear_glu_takes_large_tiles_where_they_fill_a_gpu(capability, threads) -> None:
-    """2048 x 512: of both weights 1024 columns, 128 tiles of 128 x 128."""
+@pytest.mark.parametrize(("capability", "threads", "blocks"), [(80, 128, 128), (90, TMA[3], 108)])
+def test_linear_glu_takes_large_tiles_where_they_fill_a_gpu(capability, threads, blocks) -> None:
+    """2048 x 512: of both weights 1024 columns, 128 tiles of 128 x 128; by maps on 9.0."""
     x, gate, up = (torch.randn(n, 48).to(B) for n in (2048, 512, 512))
-    with emulated(capability) as log, pyfast.using("cuda"):
+    with emulated(capability, processors=108) as log, pyfast.using("cuda"):
         out, *saved = torch.ops.pyfast.linear_glu(x, gate, up, None, None, "silu", True)
-    assert log[0].block[0] == threads and log[0].grid == (128, 1, 1)
+    assert log[0].block[0] == threads and log[0].grid == (blocks, 1, 1)
     exact = [x.double() @ w.double().T for w in (gate, up)]
     for ours, truth in zip(saved, exact, strict=True):
         assert (ours - truth).abs().max() <= 2**-8 * truth.abs().max()
@@ -112,3 +118,51 @@ def test_linear_glu_main_loop_is_lean(capability) -> None:
     integers = runs[1].integer_instructions - runs[0].integer_instructions
     assert integers / (more["mma_flops"] / 4096) <= 4
     assert runs[1].bank_factor == 1
+
+
+def by_maps(sizes, tile, mutant: int = 0, **options) -> tuple[Stats, Stats]:
+    """Forward and dx by tensor maps are right to the rounding of bfloat16; the counters of each."""
+    (m, n, k), kernels = sizes, cuda_glu.module("sm_90a", mutant)
+    torch.manual_seed(0)
+    x, *weights = (torch.randn(rows, k).to(B) for rows in (m, n, n))
+    biases = torch.randn(n).to(B), torch.randn(n).to(B)
+    made, counted = cuda_glu.forward(kernels, x, *weights, biases, "silu", tile, **options)
+    exact = [x.double() @ w.double().T + b.double() for w, b in zip(weights, biases, strict=True)]
+    exact.insert(0, torch.nn.functional.silu(exact[0]) * exact[1])
+    pair, *_ = cuda_glu.split(kernels, torch.randn(m, n).to(B), made[1], made[2], "silu")
+    dx, counted_backward = cuda_glu.input_gradient(kernels, pair, *weights, tile, **options)
+    halves = pair[:, :n].double(), pair[:, pair.shape[1] // 2 :][:, :n].double()
+    exact.append(sum(half @ w.double() for half, w in zip(halves, weights, strict=True)))
+    for ours, truth in zip([*made, dx], exact, strict=True):
+        assert (ours - truth).abs().max() <= 2**-7 * truth.abs().max()
+    return counted, counted_backward
+
+
+@pytest.mark.parametrize("tile", [TMA, TMA_WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("sizes", [(136, 200, 328), (65, 8, 40), (128, 128, 64)], ids=str)
+def test_linear_glu_by_tensor_maps_is_right(sizes, tile) -> None:
+    """Short tiles, padding between the gradients, one block for all tiles and several."""
+    by_maps(sizes, tile, order="greedy", processors=1)
+    by_maps(sizes, tile, order="random", seed=2, perturb=True)
+
+
+@pytest.mark.parametrize("tile", [TMA, TMA_WIDE], ids=["narrow", "wide"])
+def test_linear_glu_by_tensor_maps_has_a_lean_main_loop(tile) -> None:
+    """512 more of depth forward: whole boxes once, and next to nothing else to do."""
+    (rows, cols), more = tile[:2], {}
+    runs = [by_maps((rows, cols // 2, k), tile)[0] for k in (512, 1024)]
+    first, last = (dataclasses.asdict(run) for run in runs)
+    more = {name: last[name] - first[name] for name in last if name != "kernel"}
+    assert more["mma_flops"] == 2 * rows * cols * 512
+    assert more["load_bytes"] == more["distinct_read"] == 2 * (rows + cols) * 512
+    assert more["load_sectors"] * 32 == more["load_bytes"]
+    assert more["integer_instructions"] / (more["mma_flops"] / 4096) <= 1
+    assert runs[1].bank_factor == 1
+
+
+# 125: both halves of a tile of one weight; 126: the second weight not from its start.
+@pytest.mark.parametrize("mutant", [0, 125, 126])
+def test_linear_glu_by_tensor_maps_defect_is_caught(mutant) -> None:
+    told = pytest.raises((AssertionError, Violation)) if mutant else contextlib.nullcontext()
+    with told:
+        by_maps((130, 72, 128), TMA, mutant)

@@ -6,9 +6,8 @@
 #pragma once
 
 #include "glu_backward.cuh"
-#include "glu_epilogue.cuh"
 #include "linear_glu.h"
-#include "paired_operands.cuh"
+#include "paired_gemm.cuh"
 #include "products.cuh"
 #include "weight_gradient.h"
 
