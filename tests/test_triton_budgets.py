@@ -98,12 +98,12 @@ def test_sectors_are_used_for_every_row_length(cols) -> None:
 @pytest.mark.parametrize("cols", [64, 768, 1000, 4096])
 def test_norms_move_statistics_in_whole_sectors(cols) -> None:
     """By lanes, too: what all lanes of a warp load together counts 32 times."""
-    case = testing.norm("layer_norm", 2**18 // cols, cols)
+    case = testing.norm("layer_norm", 2**19 // cols, cols)
     with emulated(90, processors=1) as log, pyfast.using("triton"):
         results(case, pyfast.layer_norm, case.inputs(torch.bfloat16))
     for launch in log[:2]:
         assert launch.stats.sector_efficiency >= 0.97, launch
-        assert launch.stats.traffic_ratio <= 1.03, launch  # the weight again for each program
+        assert launch.stats.traffic_ratio <= 1.02, launch  # the weight again for each program
 
 
 @pytest.mark.parametrize("capability", [80, 90])
