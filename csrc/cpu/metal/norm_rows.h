@@ -47,6 +47,18 @@ inline void stream(L lanes, T* p, V v) {
   lanes.store(p, v);
 }
 
+// Whether the rows of T are streamed; for types without such stores the compiler need not see both ways.
+template <class T, class Args>
+inline bool streams(const Args& a) {
+#ifdef __AVX512F__
+  return (__is_same(T, float) || __is_same(T, bf16)) && a.streams;
+#elif defined(__AVX2__)
+  return __is_same(T, float) && a.streams;
+#else
+  return false;
+#endif
+}
+
 // Between what a thread streamed and what it does next.
 inline void finish_streams() {
 #ifdef __AVX2__
@@ -93,7 +105,7 @@ inline void read_rows(const NormArgs& a, int64_t at, A* buffer, const A* (&rows)
   T* sum = static_cast<T*>(a.sum) + (a.residual ? at : 0);
   Vec<A> sums[kRows][kSums] = {};
   const auto count = [&](auto lanes, int64_t i, int r, int k, Vec<A> v) {
-    if (sizeof(T) != sizeof(A) || a.streams) lanes.store(buffer + r * n + i, v);
+    if (sizeof(T) != sizeof(A) || streams<T>(a)) lanes.store(buffer + r * n + i, v);
     sums[r][k] += kCentre ? v : v * v;
   };
   if (a.residual) {
@@ -101,7 +113,7 @@ inline void read_rows(const NormArgs& a, int64_t at, A* buffer, const A* (&rows)
 #pragma GCC unroll 2
       for (int r = 0; r < kRows; ++r) {
         const int64_t j = r * n + i;
-        count(lanes, i, r, k, stored<A>(lanes, sum + j, lanes.load(x + j) + lanes.load(residual + j), a.streams));
+        count(lanes, i, r, k, stored<A>(lanes, sum + j, lanes.load(x + j) + lanes.load(residual + j), streams<T>(a)));
       }
     });
   } else {
@@ -113,7 +125,7 @@ inline void read_rows(const NormArgs& a, int64_t at, A* buffer, const A* (&rows)
   for (int r = 0; r < kRows; ++r) {
     totals[r] = sum_of<A>(sums[r]);
     if constexpr (sizeof(T) != sizeof(A)) rows[r] = buffer + r * n;
-    else rows[r] = (a.streams ? buffer : a.residual ? sum : x) + r * n;
+    else rows[r] = (streams<T>(a) ? buffer : a.residual ? sum : x) + r * n;
   }
 }
 
@@ -147,7 +159,7 @@ void norm_rows(const NormArgs& a, int64_t first, A* buffer, const A* weight, con
       const Vec<A> v = lanes.load(x[r] + i);
       const Vec<A> scaled = (kCentre ? (v - mean[r]) * rstd[r] : v * rstd[r]) * w;
       const Vec<A> y = kCentre ? scaled + b : scaled;
-      a.streams ? stream(lanes, out + r * n + i, y) : lanes.store(out + r * n + i, y);
+      streams<T>(a) ? stream(lanes, out + r * n + i, y) : lanes.store(out + r * n + i, y);
     }
   });
 }
@@ -198,7 +210,7 @@ void backward_rows(const NormBackwardArgs& a, int64_t first, const A* weight, A*
       dw += d * xhat;
       db += d;
       const Vec<A> gradient = kSum ? g * rows[r].rstd + lanes.load(dsum + j) : g * rows[r].rstd;
-      a.streams ? stream(lanes, dx + j, gradient) : lanes.store(dx + j, gradient);
+      streams<T>(a) ? stream(lanes, dx + j, gradient) : lanes.store(dx + j, gradient);
     }
     lanes.store(dweight + i, dw);
     if (kCentre) lanes.store(dbias + i, db);
@@ -225,7 +237,7 @@ void norm(const NormArgs& a) {
     using A = acc_t<T>;
     parallel_for(a.rows, kRowGrain, [&](int64_t begin, int64_t end) {
       const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
-      A* buffer = sizeof(T) < sizeof(A) || a.streams ? scratch<A>(0, kRowsAtOnce * a.cols) : nullptr;
+      A* buffer = sizeof(T) < sizeof(A) || streams<T>(a) ? scratch<A>(0, kRowsAtOnce * a.cols) : nullptr;
       const A* weight = widened<T, A>(a.weight, is_wide, a.cols, 1, 1);
       const A* bias = kCentre ? widened<T, A>(a.bias, is_wide, a.cols, 2, 0) : nullptr;
       int64_t row = begin;
