@@ -22,6 +22,8 @@ CASES = [
     linear_act(65, 31, 257, "gelu_tanh"),
     linear_act(97, 513, 33, "none", flipped=True),
     linear_act(209, 1041, 300, "tanh"),
+    linear_act(300, 65, 130, "silu"),
+    linear_act(600, 1100, 17, "relu"),
     linear_glu(3, 45, 300, bias=True),
     linear_glu(97, 65, 129),
 ]

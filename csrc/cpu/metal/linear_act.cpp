@@ -1,6 +1,7 @@
 #include "linear_act.h"
 
 #include "linear_few.h"
+#include "linear_small.h"
 #include "linear_thin.h"
 
 namespace pyfast {
@@ -38,15 +39,18 @@ void forward(const LinearActArgs& a) {
       multiply_row(x + row * a.x_stride, weight.from(col, 0), cols, z);
       finish(row, col, cols, z);
     });
-  if constexpr (requires { typename CoreFor<T>::Step; })   // AMX packs quicker than it would multiply in plain vectors
-    if (a.m <= kThinRows && weight.depth_stride == 1)
-      return thin_forward(Operand<T>{x, a.x_stride, 1, a.m, a.k}, weight, finish);
+  const Operand<T> rows{x, a.x_stride, 1, a.m, a.k};
+  if constexpr (requires { typename CoreFor<T>::Step; }) {   // AMX packs quicker than plain vectors would multiply
+    if (a.m <= a.n && weight.depth_stride == 1 && is_thin<CoreFor<T>>(a.m, a.k))
+      return thin_rows_forward(rows, weight, finish);
+    if (a.n <= a.m && is_thin<CoreFor<T>>(a.n, a.k)) return thin_cols_forward(rows, weight, finish);
+  }
   const auto pack = [&](auto* to, int64_t col, int64_t cols) {
     Operand<T> part = weight.from(col, 0);
     part.lanes = cols;
     pack_cols<CoreFor<T>>(to, part);
   };
-  linear_forward(Operand<T>{x, a.x_stride, 1, a.m, a.k}, a.n, pack, finish);
+  linear_forward(rows, a.n, pack, finish);
 }
 
 template <class T>
@@ -70,7 +74,10 @@ void backward(const LinearActBackwardArgs& a) {
     load_row(saved, kept, cols);
     gradient(dz, saved, cols);
   };
-  a.m <= kFewRows ? few_rows_backward(g, fill) : linear_backward(g, fill);
+  if (a.m <= kFewRows) return few_rows_backward(g, fill);
+  if constexpr (sizeof(T) == 4)
+    if (is_small(g)) return small_backward(g, fill);
+  linear_backward(g, fill);
 }
 
 }  // namespace

@@ -35,18 +35,20 @@ template <class Core>
 struct LinearWorkspace {
   using Elem = typename Core::Elem;
   using Acc = typename Core::Acc;
-  static constexpr int64_t kBlockRows = kPanelsPerBlock<Core> * Core::kRows;
+  static constexpr int64_t kMostRows = kPanelsPerBlock<Core> * Core::kRows, kFewBlocks = 8;
+  int64_t block_rows;   // dz is made in blocks of as many; of a few rows smaller ones, for all threads to have some
   int64_t chunk_rows, depth_n, lanes_n, bias_stride, bias_blocks;
   Elem *dz_rows = nullptr, *dz_cols = nullptr, *weight = nullptr, *x = nullptr;
   Acc *weight_sum = nullptr, *bias_sum = nullptr;   // [segment][n k], [block][segment][bias_stride]
 
   template <class T>
   explicit LinearWorkspace(const LinearGrads<T>& g) {
-    chunk_rows = round_up(min_of(kChunkRows<Core>, max_of(g.m, 1)), kBlockRows);
+    block_rows = min_of(kMostRows, round_up(ceil_div(max_of(g.m, 1), kFewBlocks), Core::kRows));
+    chunk_rows = round_up(min_of(kChunkRows<Core>, max_of(g.m, 1)), block_rows);
     depth_n = g.segments * padded_depth<Core>(g.n);
     lanes_n = round_up(g.n, g.transposed ? Core::kCols : Core::kRows);
     bias_stride = round_up(g.n, kBlockCols) + kLanes<Acc>;   // add_row stores whole vectors past n
-    bias_blocks = ceil_div(g.m, kBlockRows);
+    bias_blocks = ceil_div(g.m, block_rows);
     const int64_t lanes_k = round_up(g.k, g.transposed ? Core::kRows : Core::kCols);
     if (g.grad_x) {
       dz_rows = scratch<Elem>(kDzRowsSlot, chunk_rows * depth_n);
@@ -73,7 +75,7 @@ void pack_dz(const LinearGrads<T>& g, const LinearWorkspace<Core>& w, const Fill
   using Acc = typename Core::Acc;
   const int64_t width = g.transposed ? Core::kCols : Core::kRows;   // of the panels of dz^T
   const int64_t step = kBlockCols / width * width, depth_m = padded_depth<Core>(chunk);
-  Acc* block = scratch<Acc>(kDzBlockSlot, LinearWorkspace<Core>::kBlockRows * kBlockCols);
+  Acc* block = scratch<Acc>(kDzBlockSlot, w.block_rows * kBlockCols);
   for (int64_t col = 0; col < g.n; col += step) {
     const int64_t cols = min_of(step, g.n - col);
     for (int64_t i = 0; i < rows; ++i) {
@@ -97,18 +99,17 @@ void pack_dz(const LinearGrads<T>& g, const LinearWorkspace<Core>& w, const Fill
 
 template <class Core, class T, class Fill>
 void pack_chunk(const LinearGrads<T>& g, const LinearWorkspace<Core>& w, const Fill& fill, int64_t row, int64_t chunk) {
-  constexpr int64_t kBlockRows = LinearWorkspace<Core>::kBlockRows;
-  const int64_t grain = ceil_div(32768, kBlockRows * max_of(1, g.n));
-  parallel_for(ceil_div(chunk, kBlockRows), grain, [&](int64_t begin, int64_t end) {
+  const int64_t grain = ceil_div(32768, w.block_rows * max_of(1, g.n));
+  parallel_for(ceil_div(chunk, w.block_rows), grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block)
       for (int segment = 0; segment < g.segments; ++segment) {
         typename Core::Acc* sum = nullptr;
         if (w.bias_sum) {
-          sum = w.bias_sum + ((row / kBlockRows + block) * g.segments + segment) * w.bias_stride;
+          sum = w.bias_sum + ((row / w.block_rows + block) * g.segments + segment) * w.bias_stride;
           __builtin_memset(sum, 0, size_t(w.bias_stride) * sizeof(*sum));
         }
-        const int64_t at = block * kBlockRows;
-        pack_dz<Core>(g, w, fill, segment, row, at, min_of(kBlockRows, chunk - at), chunk, sum);
+        const int64_t at = block * w.block_rows;
+        pack_dz<Core>(g, w, fill, segment, row, at, min_of(w.block_rows, chunk - at), chunk, sum);
       }
   });
 }
