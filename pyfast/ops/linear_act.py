@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast import backend, reference
-from pyfast.ops.checks import expect, expect_float, expect_like, expect_shape, to_autocast
+from pyfast.ops.checks import (
+    FLOATS,
+    expect,
+    expect_float,
+    expect_like,
+    expect_shape,
+    to_autocast,
+)
 from pyfast.ops.register import below_autograd, differentiable, register_fake
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
@@ -34,12 +41,15 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str =
     Raises:
         ValueError, TypeError, RuntimeError: a shape or a name, a dtype, or a device does not fit.
     """
-    out = _by_torch(x, weight, bias, act)
-    if out is not None:
-        return out
-    x, weight, bias = to_autocast(x, weight, bias)
-    n, k = _parse(x, weight, bias, act)
-    if backend.uses_reference("linear_act", x.device.type, x.dtype, x.numel() * n):
+    if not _is_plain(x, weight, bias, act):
+        x, weight, bias = to_autocast(x, weight, bias)
+        _parse(x, weight, bias, act)
+    n, k = weight.shape
+    work = x.numel() * n
+    if x.dtype is torch.float32 and x.is_cpu and _is_little(work):
+        out = F.linear(x, weight, bias)
+        return out if act == "none" else reference.ACTIVATIONS[act](out)
+    if backend.uses_reference("linear_act", x.device.type, x.dtype, work):
         return reference.linear_act(x, weight, bias, act)
     x2d = x if x.dim() == 2 else x.reshape(-1, k) if k else x.reshape(x.shape[:-1].numel(), 0)
     save = torch.is_grad_enabled() and (
@@ -49,29 +59,41 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str =
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], n)
 
 
-def _by_torch(x: Any, weight: Any, bias: Any, act: Any) -> Tensor | None:
-    """Little float32 work by torch's own operators; None: not that, or an argument does not fit.
+def _is_plain(x: Any, weight: Any, bias: Any, act: Any) -> bool:
+    """Whether the arguments are seen at a glance to fit; if not, `_parse` has the words.
 
-    Before all other checks, which cost more than such a product: torch's own stand in for them.
+    One function, since in a training step the code of each that is called comes from memory: the
+    checks of `_parse` then cost 20 us, as much as the product of a small layer.
     """
     try:
-        if (
-            x.dtype is not torch.float32
-            or x.numel() * weight.size(0) > backend.little_work("linear_act")
-            or weight.dim() != 2
-            or not x.is_cpu
-            or torch.is_autocast_enabled("cpu")
-            or (bias is not None and (bias.dim() != 1 or bias.numel() != weight.size(0)))
-        ):
-            return None
-        out = F.linear(x, weight, bias)
-        return out if act == "none" else reference.ACTIVATIONS[act](out)
-    except (AttributeError, KeyError, TypeError, RuntimeError, IndexError):
-        return None
+        n, k = weight.shape
+        dtype = weight.dtype
+        return (
+            x.dtype is dtype
+            and dtype in FLOATS
+            and x.is_cpu
+            and weight.is_cpu
+            and x.dim() > 0
+            and x.size(-1) == k
+            and (
+                bias is None
+                or (bias.dtype is dtype and bias.is_cpu and bias.dim() == 1 and bias.numel() == n)
+            )
+            and act in reference.ACTIVATIONS
+            and not torch.is_autocast_enabled("cpu")
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
-def _parse(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> tuple[int, int]:
-    """(N, K), after every check."""
+def _is_little(work: int) -> bool:
+    """Whether torch's own operators are quicker; on one thread its products are for longer."""
+    little = backend.little_work("linear_act")
+    return work <= little or (work <= 4 * little and torch.get_num_threads() == 1)
+
+
+def _parse(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> None:
+    """Every check."""
     op = "linear_act"
     expect_float(op, "x", x)
     expect(x.dim() >= 1, op, "x", "have at least 1 dimension", list(x.shape))
@@ -85,7 +107,6 @@ def _parse(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> tuple[in
         expect_shape(op, "bias", bias, (n,), f"[N={n}]")
     if act not in reference.ACTIVATIONS:
         expect(False, op, "act", f"be one of {', '.join(ACTIVATIONS)}", repr(act))
-    return n, k
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Any, act: str, save: bool) -> tuple[Tensor, Tensor]:
