@@ -121,8 +121,8 @@ DEFECTS = [
     (
         "the softmax taken for constant in the gradient of the keys",
         "attention_backward.py",
-        "ds = p * (dp - delta[None, :])",
-        "ds = p * dp",
+        "precision=PRECISION) - delta[None, :])",
+        "precision=PRECISION))",
         both(attend),
     ),
     (
