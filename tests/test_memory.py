@@ -47,9 +47,13 @@ def test_op_leaves_no_memory_behind(case: Case) -> None:
             outs = out if isinstance(out, tuple) else (out,)
             torch.autograd.grad(sum(o.sum() for o in outs), leaves)
 
+    def growth() -> int:
+        before = heap_in_use()
+        for _ in range(CALLS):
+            step()
+        return heap_in_use() - before
+
     for _ in range(50):
         step()
-    before = heap_in_use()
-    for _ in range(CALLS):
-        step()
-    assert heap_in_use() - before < MOST * CALLS
+    # What is left behind is so by every call; what somebody makes once, late, is by one round.
+    assert min(growth() for _ in range(3)) < MOST * CALLS
