@@ -41,14 +41,14 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str =
     Raises:
         ValueError, TypeError, RuntimeError: a shape or a name, a dtype, or a device does not fit.
     """
+    out = _by_torch(x, weight, bias, act)
+    if out is not None:
+        return out
     if not _is_plain(x, weight, bias, act):
         x, weight, bias = to_autocast(x, weight, bias)
         _parse(x, weight, bias, act)
     n, k = weight.shape
     work = x.numel() * n
-    if x.dtype is torch.float32 and x.is_cpu and _is_little(work):
-        out = F.linear(x, weight, bias)
-        return out if act == "none" else reference.ACTIVATIONS[act](out)
     if backend.uses_reference("linear_act", x.device.type, x.dtype, work):
         return reference.linear_act(x, weight, bias, act)
     x2d = x if x.dim() == 2 else x.reshape(-1, k) if k else x.reshape(x.shape[:-1].numel(), 0)
@@ -57,6 +57,29 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str =
     )
     out, _ = _linear_act(x2d, weight, bias, act, save)  # [M, N]
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], n)
+
+
+def _by_torch(x: Any, weight: Any, bias: Any, act: Any) -> Tensor | None:
+    """Little float32 work by torch's own operators; None: not that, or an argument does not fit.
+
+    Before all other checks, which cost as much as such a product: torch's own stand in for them.
+    """
+    try:
+        n, _ = weight.shape
+        work, little = x.numel() * n, backend.little_work("linear_act")
+        if (
+            x.dtype is not torch.float32
+            or not x.is_cpu
+            # On one thread torch's products are quicker for longer.
+            or (work > little and (work > 4 * little or torch.get_num_threads() > 1))
+            or (bias is not None and (bias.dim() != 1 or bias.numel() != n))
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return None
+        out = F.linear(x, weight, bias)
+        return out if act == "none" else reference.ACTIVATIONS[act](out)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _is_plain(x: Any, weight: Any, bias: Any, act: Any) -> bool:
@@ -84,12 +107,6 @@ def _is_plain(x: Any, weight: Any, bias: Any, act: Any) -> bool:
         )
     except (AttributeError, TypeError, ValueError):
         return False
-
-
-def _is_little(work: int) -> bool:
-    """Whether torch's own operators are quicker; on one thread its products are for longer."""
-    little = backend.little_work("linear_act")
-    return work <= little or (work <= 4 * little and torch.get_num_threads() == 1)
 
 
 def _parse(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> None:
