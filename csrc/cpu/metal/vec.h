@@ -115,6 +115,12 @@ template <class T>
 inline Vec<acc_t<T>> load_part(const T* p, int64_t n) {
 #ifdef __AVX512F__
   if constexpr (sizeof(T) == 4) return (VecF)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#ifdef __AVX512BW__
+  if constexpr (__is_same(T, bf16)) {   // without the call of memcpy that a length not known costs
+    const __m512i bits = _mm512_maskz_loadu_epi16((1u << n) - 1, p);
+    return (VecF)((VecU)_mm512_cvtepu16_epi32(_mm512_castsi512_si256(bits)) << 16);
+  }
+#endif
 #endif
   T lanes[kLanes<acc_t<T>>] = {};
   __builtin_memcpy(lanes, p, size_t(n) * sizeof(T));
@@ -127,6 +133,10 @@ inline void store_part(T* p, Vec<acc_t<T>> v, int64_t n) {
 #endif
   T lanes[kLanes<acc_t<T>>];
   store(lanes, v);
+#ifdef __AVX512BW__
+  if constexpr (__is_same(T, bf16))
+    return _mm512_mask_storeu_epi16(p, (1u << n) - 1, _mm512_castsi256_si512(load_bits<__m256i>(lanes)));
+#endif
   __builtin_memcpy(p, lanes, size_t(n) * sizeof(T));
 }
 
@@ -143,6 +153,10 @@ struct Part {
   template <class T> Vec<A> load(const T* p) const { return load_part(p, count); }
   template <class T> void store(T* p, Vec<A> v) const { store_part(p, v, count); }
   Vec<A> keep(Vec<A> v, A fallback) const {   // lanes beyond the row become `fallback`
+#ifdef __AVX512F__
+    if constexpr (sizeof(A) == 4)
+      return (VecF)_mm512_mask_mov_ps((__m512)splat(fallback), __mmask16((1u << count) - 1), (__m512)v);
+#endif
     for (int64_t i = count; i < kLanes<A>; ++i) v[i] = fallback;
     return v;
   }
