@@ -9,7 +9,7 @@ from torch import Tensor
 
 import pyfast
 
-# A scalar, nothing, less than a vector, tails, and past one chunk (32768) of work.
+# A scalar, nothing, less than a vector, tails, and past one chunk (8192) of work.
 SHAPES = [(), (0, 4), (3,), (70, 33), (250, 133)]
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs")
 

@@ -18,7 +18,7 @@ struct AdamWTensor {
 
 // The tensors laid end to end, each beginning at a multiple of kAdamWAlignment, are cut into chunks of
 // kAdamWChunk elements: equal work for the threads however unequal the tensors are.
-constexpr int64_t kAdamWAlignment = 64, kAdamWChunk = 32768;
+constexpr int64_t kAdamWAlignment = 64, kAdamWChunk = 8192;
 
 struct AdamWArgs {
   const AdamWTensor* tensors;
