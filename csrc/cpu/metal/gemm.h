@@ -1,11 +1,11 @@
 // The blocked matrix product over packed panels: C[rows, cols] = sum over depth of A[row, k] B[k, col], handed
 // block by block to an epilogue while the block is in the level-2 cache.
 //
-// A block is about 100 x 256. Its A panels (100 x 512 deep, 200 KB in float) stay in L2 while the B panels stream past
-// them, each fetched while the one before it is multiplied; C is accumulated there over slices of the depth, in an
-// order that depends on the sizes alone, never on the number of threads. Blocks go along the rows: A is read from
-// memory once, and with the fetching ahead this took float of 2048 x 768 -> 3072 from 201 to 240 GFLOP/s a core, of
-// 260.
+// A block is about 100 x 256, with tiles 256 x 256. Its A panels (100 x 512 deep, 200 KB in float) stay in L2 while
+// the B panels stream past them, each fetched while the one before it is multiplied; C is accumulated there over slices
+// of the depth, in an order that depends on the sizes alone, never on the number of threads. Blocks go along the rows:
+// A is read from memory once; with the fetching ahead this took float of 2048 x 768 -> 3072 from 201 to 240 GFLOP/s a
+// core, of 260.
 #pragma once
 
 #include "gemm_pack.h"
@@ -17,7 +17,7 @@ constexpr int64_t kBlockCols = 256, kSliceDepth = 512;
 constexpr int64_t kBlockFlops = 1 << 20;   // a thread is worth waking for about this much work
 constexpr int kBlockSlot = 0;              // scratch slot of the C block
 
-template <class Core> constexpr int64_t kPanelsPerBlock = ceil_div(96, Core::kRows);
+template <class Core> constexpr int64_t kPanelsPerBlock = ceil_div(Core::kBlockRows, Core::kRows);
 
 template <class Core>
 struct Panels {

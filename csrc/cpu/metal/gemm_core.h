@@ -3,6 +3,7 @@
 //
 //   Elem                  type of a packed element            Acc       type of C
 //   kRows, kCols          sizes of the tile                   kDepth    panels are padded to a multiple of it
+//   kBlockRows            rows of A that share a panel of B on its way from memory
 //   Session               lives around multiply() calls of a thread
 //   multiply(depth, a, b, c, c_stride, accumulate, next)      c[kRows][kCols] (+)= sum over depth
 //                         next: what to bring into L2 meanwhile, an eighth of the size of b; may be left out
@@ -27,7 +28,7 @@ struct FmaCore {
   static constexpr int64_t kRows = 6;    // 12 of 16
 #endif
   static constexpr int64_t kCols = kVectors * kLanes<A>;
-  static constexpr int64_t kDepth = 1;
+  static constexpr int64_t kDepth = 1, kBlockRows = 96;
   static constexpr int64_t kAhead = 16;   // steps b is fetched ahead: it streams from L2 (107 -> 125 GFLOP/s measured)
   struct Session {};
 
@@ -74,11 +75,15 @@ struct AmxCore {
   using Elem = bf16;
   using Acc = float;
   static constexpr int64_t kRows = 32, kCols = 32, kDepth = 32;
+  // A core multiplies 512 pairs a cycle: B must come into L2 at 1024 / kBlockRows bytes a cycle, and A at 4. With 96
+  // rows that would be 15 together, more than level 3 has for a core.
+  static constexpr int64_t kBlockRows = 256;
   static constexpr int64_t kTile = 16 * 32;   // elements of one packed tile
   using Session = TileSession;
 
   static void multiply(int64_t depth, const bf16* a, const bf16* b, float* c, int64_t c_stride, bool accumulate,
-                       const bf16* = nullptr) {
+                       const bf16* next = nullptr) {
+    if (!next) next = b;
     const int64_t bytes = c_stride * int64_t(sizeof(float));
     float *c10 = c + 16 * c_stride, *c01 = c + 16, *c11 = c10 + 16;
     if (accumulate) {
@@ -86,7 +91,8 @@ struct AmxCore {
     } else {
       tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     }
-    for (int64_t k = 0; k < depth; k += kDepth, a += 2 * kTile, b += 2 * kTile) {
+    for (int64_t k = 0; k < depth; k += kDepth, a += 2 * kTile, b += 2 * kTile, next += kDepth * kCols / 8) {
+      for (int64_t i = 0; i < kDepth * kCols / 8; i += 32) __builtin_prefetch(next + i, 0, 2);
       tile_load<4>(a, 64), tile_load<6>(b, 64), tile_load<7>(b + kTile, 64), tile_load<5>(a + kTile, 64);
       tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();
     }
@@ -103,6 +109,7 @@ struct PairCore {
   using Elem = bf16;
   using Acc = float;
   static constexpr int64_t kVectors = 2, kRows = 12, kCols = kVectors * kLanes<float>, kDepth = 2;
+  static constexpr int64_t kBlockRows = 96;
   static constexpr int64_t kAhead = 32;   // as in FmaCore
   struct Session {};
 

@@ -35,7 +35,7 @@ template <class Core>
 struct LinearWorkspace {
   using Elem = typename Core::Elem;
   using Acc = typename Core::Acc;
-  static constexpr int64_t kMostRows = kPanelsPerBlock<Core> * Core::kRows, kFewBlocks = 8;
+  static constexpr int64_t kMostRows = round_up(96, Core::kRows), kFewBlocks = 8;
   int64_t block_rows;   // dz is made in blocks of as many; of a few rows smaller ones, for all threads to have some
   int64_t chunk_rows, depth_n, lanes_n, bias_stride, bias_blocks;
   Elem *dz_rows = nullptr, *dz_cols = nullptr, *weight = nullptr, *x = nullptr;
