@@ -138,6 +138,21 @@ def test_cross_entropy_loss_has_the_dtype_asked_for():
         assert pyfast.cross_entropy(logits, target).dtype == torch.float32
 
 
+# Around the widths of vectors, and of what is taken in lanes; several pieces of rows, and a rest.
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 33, 64, 65, 255, 256, 257])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_of_few_classes_is_exact(classes, weighted):
+    logits, target = 3 * torch.randn(2049, classes), torch.randint(classes, (2049,))
+    target[::7] = -100
+    logits[::7] = math.nan
+    settings = {"weight": torch.rand(classes) + 0.1, "label_smoothing": 0.1} if weighted else {}
+    ours = loss_and_grad(pyfast.cross_entropy, logits, target, **settings)
+    settings |= {"weight": settings["weight"].double()} if weighted else {}
+    truth = loss_and_grad(F.cross_entropy, logits.double().nan_to_num(), target, **settings)
+    for our, true in zip(ours, truth, strict=True):
+        assert (our - true).abs().max() <= 2e-6 * true.abs().max() + 1e-9
+
+
 @pytest.mark.skipif(backend.extension() is None, reason="pyfast._C is not built")
 def test_cross_entropy_is_the_same_for_any_number_of_threads():
     logits, target = torch.randn(33, 3000), torch.randint(0, 3000, (33,))

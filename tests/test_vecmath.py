@@ -25,6 +25,7 @@ FUNCTIONS = {
     # Below, e^-x overflows and 1 / (1 + e^-x) is 0, as torch's is: the truth is a subnormal number.
     "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 4.0, (-88.5, math.inf)),
     "log1p_unit": (np.log1p, 4.0, (0.0, 1.0)),
+    "log_from_one": (np.log, 3.0, (1.0, np.finfo(np.float32).max)),
     "sqrt": (np.sqrt, 0.5, (0.0, math.inf)),
 }
 AT_LIMITS = {  # f(-inf), f(inf)

@@ -30,6 +30,9 @@ void probe_tanh(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) {
 void probe_erf(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return pyfast::erf(v); }); }
 void probe_sigmoid(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return sigmoid(v); }); }
 void probe_log1p_unit(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return log1p_unit(v); }); }
+void probe_log_from_one(const float* x, float* y, int64_t n) {
+  map(x, y, n, [](VecF v) { return log_from_one(v); });
+}
 void probe_sqrt(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return pyfast::sqrt(v); }); }
 void widen_bf16(const uint16_t* x, float* y, int64_t n) { widen<bf16>(x, y, n); }
 void widen_f16(const uint16_t* x, float* y, int64_t n) { widen<f16>(x, y, n); }

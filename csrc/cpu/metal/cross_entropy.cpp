@@ -1,11 +1,10 @@
 #include "cross_entropy.h"
 
-#include "log_sum_exp.h"
+#include "few_classes.h"
 
 namespace pyfast {
 namespace {
 
-constexpr double kHuge = 1e30;              // logits beyond it are masks, from which differences would overflow
 constexpr int64_t kGrainElements = 16384;   // logits a thread takes at least: below that, waking it costs more
 
 template <class T, class A = acc_t<T>>
@@ -60,14 +59,16 @@ void loss_backward_row(const CrossEntropyBackwardArgs& a, int64_t row, A weight_
   gradient.write(dx, static_cast<const T*>(a.logits) + row * a.row_stride, 0, n);
 }
 
-// f(TypeTag<T>, row, sum of the class weights) for every row, on all threads.
+// f(TypeTag<T>, first, last, sum of the class weights) for pieces of the rows; where there are few classes, of whole
+// vectors of rows.
 template <class Args, class F>
 void for_rows(const Args& a, const F& f) {
   dispatch_stored(a.dtype, [&](auto tag) {
     using A = acc_t<typename decltype(tag)::type>;
     const A weight_sum = class_total(static_cast<const A*>(a.weight), a.cols);
-    parallel_for(a.rows, max_of(1, kGrainElements / max_of(a.cols, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) f(tag, row, weight_sum);
+    const int64_t unit = are_few(a) ? kLanes<A> : 1, grain = max_of(1, kGrainElements / max_of(unit * a.cols, 1));
+    parallel_for(ceil_div(a.rows, unit), grain, [&](int64_t begin, int64_t end) {
+      f(tag, begin * unit, min_of(end * unit, a.rows), weight_sum);
     });
   });
 }
@@ -76,15 +77,27 @@ void for_rows(const Args& a, const F& f) {
 
 template <>
 void cross_entropy<kIsa>(const CrossEntropyArgs& a) {
-  for_rows(a, [&](auto tag, int64_t row, auto weight_sum) {
-    loss_row<typename decltype(tag)::type>(a, row, weight_sum);
+  for_rows(a, [&](auto tag, int64_t first, int64_t last, auto weight_sum) {
+    using T = typename decltype(tag)::type;
+    constexpr int64_t kRows = kLanes<acc_t<T>>;
+    if (are_few(a))
+      for (int64_t row = first; row < last; row += kRows)
+        few_losses<T>(a, row, min_of(kRows, last - row), weight_sum);
+    else
+      for (int64_t row = first; row < last; ++row) loss_row<T>(a, row, weight_sum);
   });
 }
 
 template <>
 void cross_entropy_backward<kIsa>(const CrossEntropyBackwardArgs& a) {
-  for_rows(a, [&](auto tag, int64_t row, auto weight_sum) {
-    loss_backward_row<typename decltype(tag)::type>(a, row, weight_sum);
+  for_rows(a, [&](auto tag, int64_t first, int64_t last, auto weight_sum) {
+    using T = typename decltype(tag)::type;
+    constexpr int64_t kRows = kLanes<acc_t<T>>;
+    if (are_few(a))
+      for (int64_t row = first; row < last; row += kRows)
+        few_gradients<T>(a, row, min_of(kRows, last - row), last, weight_sum);
+    else
+      for (int64_t row = first; row < last; ++row) loss_backward_row<T>(a, row, weight_sum);
   });
 }
 

@@ -8,6 +8,7 @@ namespace pyfast {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
+constexpr double kHuge = 1e30;   // logits beyond it are masks, from which differences would overflow
 template <class A> constexpr int64_t kLogitBlock = 32 * kLanes<A>;   // read twice, from L1; one rescaling each
 
 // The maximum starts at the lowest finite number, so that a lane of nothing but -infinity adds 0 and not NaN.

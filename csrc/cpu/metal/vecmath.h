@@ -109,5 +109,15 @@ inline VecF log1p_unit(VecF u) {
 }
 inline VecD log1p_unit(VecD u) { return each_lane(u, [](double v) { return __builtin_log1p(v); }); }
 
+// log(2^n m) = n log(2) + log(m), m in [1, 2), for x of 1 or more; of 0 it is -infinity, and a NaN stays one.
+inline VecF log_from_one(VecF x) {
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;   // n times the first is exact
+  const VecI bits = (VecI)x;
+  const VecF n = __builtin_convertvector((bits >> 23) - 127, VecF), m = (VecF)((bits & 0x7fffff) | 0x3f800000);
+  const VecF log = (log1p_unit(m - 1.f) + n * kLn2Low) + n * kLn2High;
+  return x >= 1.f ? log : x == 0.f ? VecF{} - __builtin_inff() : x;
+}
+inline VecD log_from_one(VecD x) { return each_lane(x, [](double v) { return __builtin_log(v); }); }
+
 }  // namespace
 }  // namespace pyfast
