@@ -33,7 +33,6 @@ LITTLE_WORK = {
     "attention": 2**22,
     "cross_entropy": 2**16,
     "layer_norm": 2**17,
-    "rms_norm": 2**13,  # and only without gradients
 }
 OPS = (
     "linear_act",

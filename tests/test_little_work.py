@@ -44,10 +44,9 @@ def test_little_work_is_left_to_torch_unless_kernels_are_asked_for(op: str) -> N
 
 
 @pytest.mark.little_work
-@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_little_norms_without_gradients_are_torchs(op: str, dtype: torch.dtype) -> None:
-    function, torchs = getattr(pyfast, op), getattr(torch.nn.functional, op)
+def test_little_norms_without_gradients_are_torchs(dtype: torch.dtype) -> None:
+    function, torchs = pyfast.layer_norm, torch.nn.functional.layer_norm
     x, r, weight = (
         torch.randn(3, 5).to(dtype),
         torch.randn(3, 5).to(dtype),
@@ -57,9 +56,9 @@ def test_little_norms_without_gradients_are_torchs(op: str, dtype: torch.dtype) 
         assert torch.equal(function(x, (5,), weight), torchs(x, (5,), weight))
         total, out = function(x, 5, weight, residual=r)
         assert torch.equal(total, x + r) and torch.equal(out, torchs(x + r, (5,), weight))
-        with pytest.raises(ValueError, match=f"{op}: weight must be"):
+        with pytest.raises(ValueError, match="layer_norm: weight must be"):
             function(x, (5,), weight[:4])
-        with pytest.raises(ValueError, match=f"{op}: eps must be at least 0"):
+        with pytest.raises(ValueError, match="layer_norm: eps must be at least 0"):
             function(x, (5,), weight, eps=-1.0)
 
 
@@ -67,3 +66,23 @@ def test_little_norms_without_gradients_are_torchs(op: str, dtype: torch.dtype) 
 def test_little_work_answers_a_bad_target_in_our_words() -> None:
     with pytest.raises((ValueError, RuntimeError), match="cross_entropy: target"):
         pyfast.cross_entropy(torch.ones(2, 3), torch.tensor([0, 3]))
+
+
+@pytest.mark.little_work
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_little_norms_of_16_bits_are_torchs_where_its_gradients_are_exact(
+    dtype: torch.dtype,
+) -> None:
+    for rows, formula in ((8, "NativeLayerNormBackward0"), (9, "layer_normBackward")):
+        x = torch.randn(rows, 5).to(dtype).requires_grad_()
+        assert pyfast.layer_norm(x, (5,)).grad_fn.name() == formula
+
+
+@pytest.mark.little_work
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_little_cross_entropies_have_few_rows(dtype: torch.dtype) -> None:
+    for rows, formula in ((256, "NllLossBackward0"), (257, "cross_entropyBackward")):
+        x = torch.randn(rows, 5).to(dtype).requires_grad_()
+        node = pyfast.cross_entropy(x, torch.zeros(rows, dtype=torch.int64)).grad_fn
+        names = [node.name(), *(n.name() for n, _ in node.next_functions if n)]
+        assert formula in names

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast import backend, reference
-from pyfast.ops.layer_norm import is_little_norm, parse_norm, promoted, rows_of
+from pyfast.ops.layer_norm import as_matrix, parse_norm, promoted, shaped
 from pyfast.ops.register import below_autograd, differentiable, register_fake
 
 
@@ -36,44 +35,15 @@ def rms_norm(
     Raises:
         ValueError, TypeError, RuntimeError: a shape, a dtype or a device does not fit.
     """
-    out = _by_torch(input, normalized_shape, weight, eps, residual)
-    if out is not None:
-        return out
     input, residual = promoted(input, residual)
     shape = parse_norm(
         "rms_norm", input, normalized_shape, 0.0 if eps is None else eps, residual, weight=weight
     )
     if backend.uses_reference("rms_norm", input.device.type, input.dtype, input.numel()):
         return reference.rms_norm(input, shape, weight, eps, residual=residual)
-    rows, cols = rows_of(input, shape)
-    out, total, _ = _rms_norm(
-        input.reshape(rows, cols),
-        None if residual is None else residual.reshape(rows, cols),
-        None if weight is None else weight.reshape(cols),
-        torch.finfo(_wide(input)).eps if eps is None else eps,
-    )
-    out = out.reshape(input.shape)
-    return out if residual is None else (total.reshape(input.shape), out)
-
-
-def _by_torch(
-    input: Any, shape: Any, weight: Any, eps: Any, residual: Any
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    """Little work without gradients by torch; None: not that, or an argument does not fit."""
-    try:
-        if torch.is_grad_enabled() or not is_little_norm("rms_norm", input):
-            return None
-        if (eps is not None and eps < 0) or (weight is not None and weight.dtype != input.dtype):
-            return None
-        shape = (shape,) if isinstance(shape, int) else shape
-        if residual is None:
-            return F.rms_norm(input, shape, weight, eps)
-        if residual.dtype is not input.dtype or residual.shape != input.shape:
-            return None
-        total = input + residual
-        return total, F.rms_norm(total, shape, weight, eps)
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        return None
+    eps = torch.finfo(_wide(input)).eps if eps is None else eps
+    results = _rms_norm(*as_matrix(shape, input, residual, weight), eps)
+    return shaped(results, input, residual is not None)
 
 
 def _wide(x: Tensor) -> torch.dtype:
