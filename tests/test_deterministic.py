@@ -27,6 +27,7 @@ CASES = [
     testing.linear_cross_entropy(1500, 64, 3000),
     testing.linear_act(2500, 96, 200, "gelu"),
     testing.linear_act(500, 40, 768, "none"),
+    testing.linear_act(7000, 17, 3, "relu"),
     testing.linear_act(2, 300, 500, "none"),
     testing.linear_glu(1300, 96, 200),
     testing.rope(2, 3, 300, 64),

@@ -26,7 +26,7 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str =
 
     Workspace on the CPU, kept from call to call: packed copies of x and weight, 16 MB each at most;
     in the backward of 1024 rows of x and (twice) of the output's gradient, of the weight, and the
-    sum of its gradient in float32.
+    sum of its gradient in float32, or 64 such sums of up to 8192 elements.
 
     Args:
         x: [..., K], float32, bfloat16, float16 or float64; any strides.

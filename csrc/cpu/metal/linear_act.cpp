@@ -1,6 +1,7 @@
 #include "linear_act.h"
 
 #include "linear_few.h"
+#include "linear_narrow.h"
 #include "linear_small.h"
 #include "linear_thin.h"
 
@@ -77,6 +78,7 @@ void backward(const LinearActBackwardArgs& a) {
   if (a.m <= kFewRows) return few_rows_backward(g, fill);
   if constexpr (sizeof(T) == 4)
     if (is_small(g)) return small_backward(g, fill);
+  if (is_narrow(g)) return narrow_backward(g, fill);
   linear_backward(g, fill);
 }
 

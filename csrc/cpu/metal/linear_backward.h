@@ -42,9 +42,9 @@ struct LinearWorkspace {
   Acc *weight_sum = nullptr, *bias_sum = nullptr;   // [segment][n k], [block][segment][bias_stride]
 
   template <class T>
-  explicit LinearWorkspace(const LinearGrads<T>& g) {
+  explicit LinearWorkspace(const LinearGrads<T>& g, int64_t most_rows = kChunkRows<Core>) {
     block_rows = min_of(kMostRows, round_up(ceil_div(max_of(g.m, 1), kFewBlocks), Core::kRows));
-    chunk_rows = round_up(min_of(kChunkRows<Core>, max_of(g.m, 1)), block_rows);
+    chunk_rows = round_up(min_of(most_rows, max_of(g.m, 1)), block_rows);
     depth_n = g.segments * padded_depth<Core>(g.n);
     lanes_n = round_up(g.n, g.transposed ? Core::kCols : Core::kRows);
     bias_stride = round_up(g.n, kBlockCols) + kLanes<Acc>;   // add_row stores whole vectors past n
@@ -58,6 +58,11 @@ struct LinearWorkspace {
       dz_cols = scratch<Elem>(kDzColsSlot, g.segments * lanes_n * chunk_rows);
       x = scratch<Elem>(kInputSlot, lanes_k * chunk_rows);
     }
+  }
+
+  // Where the sums over all rows lie.
+  template <class T>
+  void take_sums(const LinearGrads<T>& g) {
     const int64_t bias_size = g.grad_bias[0] ? bias_blocks * g.segments * bias_stride : 0;
     const int64_t weight_size = g.grad_weight[0] && g.m > chunk_rows ? g.segments * g.n * g.k : 0;
     if (bias_size + weight_size) {
@@ -156,7 +161,8 @@ template <class T, class Fill>
 void linear_backward(const LinearGrads<T>& g, const Fill& fill) {
   using Core = CoreFor<T>;
   using Acc = typename Core::Acc;
-  const LinearWorkspace<Core> w(g);
+  LinearWorkspace<Core> w(g);
+  w.take_sums(g);
   if (g.grad_x)
     for (int segment = 0; segment < g.segments; ++segment)
       pack_cols<Core>(w.weight + segment * padded_depth<Core>(g.n) * Core::kCols, g.weight[segment], w.depth_n);

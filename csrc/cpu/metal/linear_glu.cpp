@@ -1,6 +1,7 @@
 #include "linear_glu.h"
 
 #include "linear_few.h"
+#include "linear_narrow.h"
 
 namespace pyfast {
 namespace {
@@ -92,7 +93,8 @@ void backward(const LinearGluBackwardArgs& a) {
     if (from_output) activation(factor, cols);
     gradient(dz, factor, cols);
   };
-  a.m <= kFewRows ? few_rows_backward(g, fill) : linear_backward(g, fill);
+  if (a.m <= kFewRows) return few_rows_backward(g, fill);
+  is_narrow(g) ? narrow_backward(g, fill) : linear_backward(g, fill);
 }
 
 }  // namespace
