@@ -16,18 +16,26 @@ ITEMS = pytest.mark.parametrize("itemsize", [2, 4])
 
 @ITEMS
 @pytest.mark.parametrize("cols", COLS)
-def test_norm_programs_begin_all_their_rows_alike(cols, itemsize) -> None:
+def test_norm_tiles_cover_their_rows(cols, itemsize) -> None:
+    if not norm.fits(cols, itemsize):
+        assert cols > 8192 - 32 // itemsize
+        return
     for rows, processors in ((1, 132), (5, 1), (1000, 4), (100_000, 132)):
         config = norm.launch_config(rows, cols, itemsize, processors)
-        step = config.sector // config.group * cols * itemsize
-        assert step % norm.SECTOR == 0  # so that the weight in registers fits every row
+        tile, sector = config.layout, 32 // itemsize
         assert config.programs * config.rows_each >= rows
-        assert cols % config.group == 0 and config.sector == norm.SECTOR // itemsize
-        furthest = config.sector - config.group  # elements from a sector to the row
-        assert config.block_cols >= -(-cols // 8) * 8 + furthest
-        assert config.programs <= max(config.sector, 64 * processors)
-        assert 1 <= config.num_warps <= 16
-        assert config.block_cols <= 16 * 32 * config.num_warps or config.num_warps == 16
+        assert cols % tile.group == 0 and tile.sector == sector
+        assert config.rows_each % tile.rows == 0 and config.tiles * tile.rows >= 8
+        assert config.stats % tile.rows == 0 and tile.rows <= config.stats
+        assert config.programs <= max(tile.period, 64 * processors)
+        assert tile.period * cols % sector == 0 or tile.run  # the weight lies like every row
+        if tile.run:
+            furthest = max(i * tile.rows * cols % sector for i in range(sector))
+            assert tile.run >= furthest + tile.rows * cols and tile.period == 1
+            assert cols * tile.run < 2**31  # places are divided by a product
+        furthest = 0 if tile.run else sector - tile.group
+        assert tile.each * tile.side >= -(-cols // 8) * 8 + furthest
+        assert tile.each * tile.rows * tile.side <= 16 * 32 * config.num_warps
 
 
 @ITEMS
@@ -36,12 +44,16 @@ def test_norm_programs_fill_the_processors(itemsize) -> None:
     assert 0.95 <= config.programs * config.num_warps / (132 * 32) <= 1
     assert config.rows_each % 8 == 0  # whole sectors of statistics
     assert norm.launch_config(300, 4096, itemsize, 132).rows_each == 2  # first of all busy
+    few = norm.launch_config(2000, 64, itemsize, 132)
+    assert few.rows_each == few.layout.rows and few.programs > 60
 
 
 def test_wide_norm_has_a_part_for_every_program() -> None:
     for rows, cols in ((1, 8193), (7, 16384), (5000, 100_000)):
         config = norm_wide.launch_config(rows, cols, 2, 132)
-        assert 1 <= config.parts <= rows
+        period = config.sector // config.group
+        assert config.parts % period == 0 and 1 <= config.parts < rows + period
+        assert config.strips * norm_wide.STRIP_COLS >= cols + config.sector - config.group
 
 
 @ITEMS

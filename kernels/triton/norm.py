@@ -1,24 +1,27 @@
 """Kernels of layer_norm (CENTRE: the mean is taken away first) and rms_norm, rows in registers.
 
-A program keeps one row in registers: it is read once and written once. Its rows lie one after the
-other where they are whole sectors of 32 bytes, else so far apart that they all begin at the same
-distance from a sector: it holds the weight in registers meanwhile, and reads each row from the
-sector it begins in, so that no access of a warp straddles one more sector than it fills. Without
-that, rows of a number of columns that is no multiple of 16 would be read at 25 to 80% of the
-sectors' worth. Statistics of up to STATS rows move at once: row by row each would cost a sector.
+A program walks along its rows in tiles that it keeps in registers (see norm_tiles): each is read
+once and written once, as are the statistics of its rows.
 """
 
-import math
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from pyfast.kernels.column_sums import padded
+from pyfast.kernels.norm_tiles import (
+    MAX_COLS,
+    Layout,
+    columns,
+    layout_of,
+    load_affine,
+    load_rows,
+    row_sums,
+    store_rows,
+    walk,
+)
 
-SECTOR = 32  # bytes; what memory delivers at once
-MAX_BLOCK = 8192  # columns; more do not fit into the registers of one program
-STATS = tl.constexpr(32)  # rows; one for each lane
+STATS = 32  # rows whose statistics move at once: one for each lane
 
 
 class Config(NamedTuple):
@@ -26,122 +29,92 @@ class Config(NamedTuple):
 
     programs: int
     rows_each: int
-    block_cols: int  # covers a row and its distance from a sector
-    group: int  # elements; divides every offset a row can begin at
-    sector: int  # elements
+    layout: Layout
     num_warps: int
-    ahead: int  # rows whose statistics are loaded at once
-
-
-def vector_group(cols: int, itemsize: int) -> int:
-    """Elements, up to a sector, that divide every offset a row of `cols` can begin at."""
-    return math.gcd(cols, SECTOR // itemsize)
+    tiles: int  # whose statistics are stored at once
+    stats: int  # rows whose statistics are loaded at once
 
 
 def fits(cols: int, itemsize: int) -> bool:
     """Whether a program can keep a row in its registers."""
-    return launch_config(1, cols, itemsize, 1).block_cols <= MAX_BLOCK
+    layout, _ = layout_of(cols, itemsize)
+    return layout.each * layout.side <= MAX_COLS
 
 
 def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Config:
     """The launch for `rows` x `cols` elements of `itemsize` bytes, rows and cols above 0.
 
-    8 elements a thread, 16 of the widest rows; enough programs for 32 warps on every processor.
-    Where they have 8 rows or more, they have a multiple of 8, whose statistics fill sectors.
+    Enough programs for 32 warps on every processor, each with whole tiles and, where it has 8 rows
+    or more, with whole sectors of statistics.
     """
-    sector, group = SECTOR // itemsize, vector_group(cols, itemsize)
-    block = max(32, triton.next_power_of_2(padded(cols) + sector - group))
-    num_warps = min(16, max(1, block // 256))
-    period = sector // group  # rows so far apart begin at the same distance from a sector
+    layout, num_warps = layout_of(cols, itemsize)
+    period, at_once = layout.period, layout.rows
     wanted = max(1, processors * 32 // num_warps // period)
-    rows_each = triton.cdiv(rows, wanted * period)
+    rows_each = triton.cdiv(triton.cdiv(rows, wanted * period), at_once) * at_once
     if rows_each > 8:
         rows_each = triton.cdiv(rows_each, 8) * 8
-    programs = triton.cdiv(rows, rows_each * period) * period
-    ahead = 32 * num_warps if period > 1 else 32
-    return Config(programs, rows_each, block, group, sector, num_warps, ahead)
-
-
-@triton.jit
-def _walk(n_rows, rows_each, PERIOD: tl.constexpr):
-    """The first row of this program and how many it has, PERIOD apart."""
-    first = (tl.program_id(0) // PERIOD).to(tl.int64) * (rows_each * PERIOD)
-    first += tl.program_id(0) % PERIOD
-    return first, tl.minimum(rows_each, tl.cdiv(n_rows - first, PERIOD)).to(tl.int32)
-
-
-@triton.jit
-def _window(n_cols, GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """What this program reads at once: how far before its rows that begins, and which are columns.
-
-    Offsets into a row are `offs` less that distance, which goes to the pointers: added to every
-    offset it would take a register for the address of every element.
-    """
-    offs = tl.arange(0, BLOCK_COLS)
-    shift = 0
-    if GROUP < SECTOR:
-        shift = (tl.program_id(0) % SECTOR) * (n_cols % SECTOR) % SECTOR
-    return shift, offs, (offs >= shift) & (offs < shift + n_cols)
+    return Config(
+        triton.cdiv(rows, rows_each * period) * period,
+        rows_each,
+        layout,
+        num_warps,
+        tiles=STATS // at_once if at_once < 8 else 1,
+        stats=STATS if at_once == period == 1 else max(at_once, 32 * num_warps),
+    )
 
 
 @triton.jit(do_not_specialize=["n_rows", "rows_each", "n_groups"])
 def norm_forward_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, sum_ptr, mean_ptr, rstd_ptr,
     n_rows, rows_each, n_groups, eps,
-    CENTRE: tl.constexpr, GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    CENTRE: tl.constexpr, LAYOUT: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """out = (v - mean) * rstd * weight + bias, v = x + residual; row by row."""
-    PERIOD: tl.constexpr = SECTOR // GROUP
-    n_cols = n_groups * GROUP
-    shift, offs, mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
+    """out = (v - mean) * rstd * weight + bias, v = x + residual; statistics of TILES at once."""
+    ROWS: tl.constexpr = LAYOUT.rows
+    n_cols = n_groups * LAYOUT.group
+    first, n_own, shift = walk(n_rows, n_cols, rows_each, LAYOUT)
+    _, is_col = columns(n_cols, shift, LAYOUT)
     if weight_ptr is not None:
-        weight = tl.load(weight_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
+        weight = load_affine(weight_ptr, n_cols, shift, LAYOUT)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
-    first, count = _walk(n_rows, rows_each, PERIOD)
-    slots = tl.arange(0, STATS)
-    for begin in range(0, count, STATS):
-        means = tl.zeros((STATS,), tl.float32)
-        rstds = tl.zeros((STATS,), tl.float32)
-        for i in range(0, tl.minimum(count - begin, STATS)):
-            start = (first + (begin + i) * PERIOD) * n_cols - shift
-            v = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+        bias = load_affine(bias_ptr, n_cols, shift, LAYOUT)
+    tiles = tl.arange(0, TILES)[:, None]
+    for begin in range(0, n_own, TILES * ROWS):
+        means, rstds = tl.zeros((TILES, ROWS), tl.float32), tl.zeros((TILES, ROWS), tl.float32)
+        for i in range(0, tl.minimum(tl.cdiv(n_own - begin, ROWS), TILES)):
+            row = begin + i * ROWS
+            count = ROWS if ROWS == 1 else tl.minimum(n_own - row, ROWS)
+            start = (first + row * LAYOUT.period) * n_cols
+            v = load_rows(x_ptr, start, count, n_cols, shift, LAYOUT)
             if residual_ptr is not None:
-                v += tl.load(residual_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+                v += load_rows(residual_ptr, start, count, n_cols, shift, LAYOUT)
                 rounded = v.to(sum_ptr.dtype.element_ty)
-                tl.store(sum_ptr + start + offs, rounded, mask=mask)
+                store_rows(sum_ptr, start, count, n_cols, shift, rounded, LAYOUT)
                 v = rounded.to(tl.float32)  # what is normalised is the sum as stored
             if CENTRE:
                 # exact, as what is left of equal columns grows by 1 / sqrt(eps)
-                mean = tl.div_rn(tl.sum(v, axis=0), n_cols.to(tl.float32))
-                means = tl.where(slots == i, mean, means)
-                v = tl.where(mask, v - mean, 0.0)
-            rstd = 1.0 / tl.sqrt_rn(tl.sum(v * v, axis=0) / n_cols + eps)
-            rstds = tl.where(slots == i, rstd, rstds)
-            out = v * rstd
+                mean = tl.div_rn(row_sums(v, LAYOUT), n_cols.to(tl.float32))
+                means = tl.where(tiles == i, mean[None, :], means)
+                v = tl.where(is_col, v - mean[None, :, None], 0.0)
+            rstd = 1.0 / tl.sqrt_rn(row_sums(v * v, LAYOUT) / n_cols + eps)
+            rstds = tl.where(tiles == i, rstd[None, :], rstds)
+            out = v * rstd[None, :, None]
             if weight_ptr is not None:
                 out *= weight
             if bias_ptr is not None:
                 out += bias
-            tl.store(out_ptr + start + offs, out.to(out_ptr.dtype.element_ty), mask=mask)
-        rows, row_mask = first + (begin + slots) * PERIOD, begin + slots < count
+            store_rows(out_ptr, start, count, n_cols, shift, out, LAYOUT)
+        rows = begin + tiles * ROWS + tl.arange(0, ROWS)[None, :]
         if CENTRE:
-            tl.store(mean_ptr + rows, means, mask=row_mask)
-        tl.store(rstd_ptr + rows, rstds, mask=row_mask)
+            tl.store(mean_ptr + first + rows * LAYOUT.period, means, mask=rows < n_own)
+        tl.store(rstd_ptr + first + rows * LAYOUT.period, rstds, mask=rows < n_own)
 
 
 @triton.jit
-def _statistics(ptr, first, begin, count, PERIOD: tl.constexpr, AHEAD: tl.constexpr):
-    """Of AHEAD rows of the program, each loaded by one lane."""
-    rows = begin + tl.arange(0, AHEAD)
-    return tl.load(ptr + first + rows * PERIOD, mask=rows < count, other=0.0)
-
-
-@triton.jit
-def _next(ahead, begin, AHEAD: tl.constexpr):
-    """STATS of these, in every warp."""
-    slots = begin % AHEAD + tl.arange(0, STATS)
-    return tl.gather(ahead, slots, 0) if AHEAD > STATS else ahead
+def _statistics(ptr, first, begin, n_own, PERIOD: tl.constexpr, STATS: tl.constexpr):
+    """Of STATS rows of the program."""
+    rows = begin + tl.arange(0, STATS)
+    return tl.load(ptr + first + rows * PERIOD, mask=rows < n_own, other=0.0)
 
 
 @triton.jit(do_not_specialize=["n_rows", "rows_each", "n_groups"])
@@ -149,54 +122,52 @@ def norm_backward_kernel(
     grad_out_ptr, grad_sum_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, dx_ptr, partial_ptr,
     n_rows, rows_each, n_groups, partial_row_stride,
     NEED_WEIGHT: tl.constexpr, NEED_BIAS: tl.constexpr,
-    GROUP: tl.constexpr, SECTOR: tl.constexpr, BLOCK_COLS: tl.constexpr, AHEAD: tl.constexpr,
+    LAYOUT: tl.constexpr, STATS: tl.constexpr,
 ):  # fmt: skip
-    """dx = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum, g = grad_out weight; a row at a time.
+    """dx = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum, g = grad_out weight; tile by tile.
 
     The program's own sums of grad_out xhat and of grad_out go to its rows of partial [2, programs].
-    Statistics of AHEAD rows are loaded at once, each by one lane, where they lie sectors apart.
+    Statistics of STATS rows are loaded at once.
     """
-    PERIOD: tl.constexpr = SECTOR // GROUP
-    n_cols = n_groups * GROUP
-    shift, offs, mask = _window(n_cols, GROUP, SECTOR, BLOCK_COLS)
+    ROWS: tl.constexpr = LAYOUT.rows
+    SHAPE: tl.constexpr = (LAYOUT.each, LAYOUT.rows, LAYOUT.side)
+    n_cols = n_groups * LAYOUT.group
+    first, n_own, shift = walk(n_rows, n_cols, rows_each, LAYOUT)
     if weight_ptr is not None:
-        weight = tl.load(weight_ptr - shift + offs, mask=mask, other=0.0).to(tl.float32)
-    dweight, dbias = tl.zeros((BLOCK_COLS,), tl.float32), tl.zeros((BLOCK_COLS,), tl.float32)
-    first, count = _walk(n_rows, rows_each, PERIOD)
-    slots = tl.arange(0, STATS)
-    means_ahead, rstds_ahead = tl.zeros((AHEAD,), tl.float32), tl.zeros((AHEAD,), tl.float32)
-    for begin in range(0, count, STATS):
-        if begin % AHEAD == 0:
+        weight = load_affine(weight_ptr, n_cols, shift, LAYOUT)
+    dweight, dbias = tl.zeros(SHAPE, tl.float32), tl.zeros(SHAPE, tl.float32)
+    slots = tl.arange(0, ROWS)
+    means, rstds = tl.zeros((STATS,), tl.float32), tl.zeros((STATS,), tl.float32)
+    for begin in range(0, n_own, ROWS):
+        if begin % STATS == 0:
             if mean_ptr is not None:
-                means_ahead = _statistics(mean_ptr, first, begin, count, PERIOD, AHEAD)
-            rstds_ahead = _statistics(rstd_ptr, first, begin, count, PERIOD, AHEAD)
-        rstds = _next(rstds_ahead, begin, AHEAD)
+                means = _statistics(mean_ptr, first, begin, n_own, LAYOUT.period, STATS)
+            rstds = _statistics(rstd_ptr, first, begin, n_own, LAYOUT.period, STATS)
+        start = (first + begin * LAYOUT.period) * n_cols
+        count = ROWS if ROWS == 1 else tl.minimum(n_own - begin, ROWS)
+        xhat = load_rows(x_ptr, start, count, n_cols, shift, LAYOUT)
+        dy = load_rows(grad_out_ptr, start, count, n_cols, shift, LAYOUT)
+        rstd = tl.gather(rstds, begin % STATS + slots, 0)[None, :, None]
         if mean_ptr is not None:
-            means = _next(means_ahead, begin, AHEAD)
-        for i in range(0, tl.minimum(count - begin, STATS)):
-            start = (first + (begin + i) * PERIOD) * n_cols - shift
-            xhat = tl.load(x_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-            dy = tl.load(grad_out_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-            rstd = tl.sum(tl.where(slots == i, rstds, 0.0), axis=0)
-            if mean_ptr is not None:
-                xhat -= tl.sum(tl.where(slots == i, means, 0.0), axis=0)
-            xhat *= rstd
-            if NEED_WEIGHT:
-                dweight += dy * xhat  # past the row dy is 0
-            if NEED_BIAS:
-                dbias += dy
-            g = dy * weight if weight_ptr is not None else dy
-            dx = g - xhat * (tl.sum(g * xhat, axis=0) / n_cols)
-            if mean_ptr is not None:
-                dx -= tl.div_rn(tl.sum(g, axis=0), n_cols.to(tl.float32))
-            dx *= rstd
-            if grad_sum_ptr is not None:
-                dx += tl.load(grad_sum_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-            tl.store(dx_ptr + start + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-    partial_mask = (offs >= shift) & (offs < shift + partial_row_stride)  # zeros at the end
-    plane = tl.program_id(0).to(tl.int64) * partial_row_stride - shift
+            xhat -= tl.gather(means, begin % STATS + slots, 0)[None, :, None]
+        xhat *= rstd
+        if NEED_WEIGHT:
+            dweight += dy * xhat  # past the row dy is 0
+        if NEED_BIAS:
+            dbias += dy
+        g = dy * weight if weight_ptr is not None else dy
+        dx = g - xhat * (row_sums(g * xhat, LAYOUT) / n_cols)[None, :, None]
+        if mean_ptr is not None:
+            dx -= tl.div_rn(row_sums(g, LAYOUT), n_cols.to(tl.float32))[None, :, None]
+        dx *= rstd
+        if grad_sum_ptr is not None:
+            dx += load_rows(grad_sum_ptr, start, count, n_cols, shift, LAYOUT)
+        store_rows(dx_ptr, start, count, n_cols, shift, dx, LAYOUT)
+    offs, mask = columns(partial_row_stride, shift, LAYOUT)  # with the zeros at the end
+    offs, mask = tl.sum(offs, axis=1), tl.sum(mask.to(tl.int32), axis=1) > 0
+    partial_ptr += tl.program_id(0).to(tl.int64) * partial_row_stride - shift
     if NEED_WEIGHT:
-        tl.store(partial_ptr + plane + offs, dweight, mask=partial_mask)
-        plane += tl.num_programs(0).to(tl.int64) * partial_row_stride
+        tl.store(partial_ptr + offs, tl.sum(dweight, axis=1), mask=mask)
+        partial_ptr += tl.num_programs(0).to(tl.int64) * partial_row_stride
     if NEED_BIAS:
-        tl.store(partial_ptr + plane + offs, dbias, mask=partial_mask)
+        tl.store(partial_ptr + offs, tl.sum(dbias, axis=1), mask=mask)

@@ -3,12 +3,10 @@
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from pyfast.kernels import guards, norm, norm_wide
 from pyfast.kernels.column_sums import launch_column_sums, partial_rows
-from pyfast.kernels.norm_wide import STRIP_COLS
 from pyfast.kernels.processors import processors
 
 
@@ -66,9 +64,8 @@ def norm_forward(
     config = norm.launch_config(rows, cols, x.itemsize, processors(x))
     norm.norm_forward_kernel[(config.programs,)](
         x, residual, weight, bias, *made,
-        rows, config.rows_each, cols // config.group, eps,
-        CENTRE=centre, GROUP=config.group, SECTOR=config.sector, BLOCK_COLS=config.block_cols,
-        num_warps=config.num_warps,
+        rows, config.rows_each, cols // config.layout.group, eps,
+        CENTRE=centre, LAYOUT=config.layout, TILES=config.tiles, num_warps=config.num_warps,
     )  # fmt: skip
     return made
 
@@ -116,9 +113,9 @@ def _launch_backward(operands: tuple, need_weight: bool, need_bias: bool) -> Ten
     partial = partial_rows(need_weight + need_bias, config.programs, cols, x)
     norm.norm_backward_kernel[(config.programs,)](
         *operands, partial,
-        rows, config.rows_each, cols // config.group, partial.shape[2],
-        NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, GROUP=config.group, SECTOR=config.sector,
-        BLOCK_COLS=config.block_cols, AHEAD=config.ahead, num_warps=config.num_warps,
+        rows, config.rows_each, cols // config.layout.group, partial.shape[2],
+        NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, LAYOUT=config.layout, STATS=config.stats,
+        num_warps=config.num_warps,
     )  # fmt: skip
     return partial
 
@@ -135,10 +132,10 @@ def _launch_wide_backward(operands: tuple, need_weight: bool, need_bias: bool) -
         GROUP=config.group, SECTOR=config.sector, BLOCK_COLS=norm_wide.BLOCK_COLS, num_warps=16,
     )  # fmt: skip
     if need_weight or need_bias:
-        norm_wide.wide_norm_weight_kernel[(triton.cdiv(cols, STRIP_COLS), config.parts)](
+        norm_wide.wide_norm_weight_kernel[(config.strips, config.parts)](
             grad_out, x, mean, rstd, partial,
             rows, cols // config.group, partial.shape[2],
             NEED_WEIGHT=need_weight, NEED_BIAS=need_bias, GROUP=config.group,
-            STRIP_COLS=STRIP_COLS, num_warps=4,
+            SECTOR=config.sector, STRIP_COLS=norm_wide.STRIP_COLS, num_warps=4,
         )  # fmt: skip
     return partial

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from pyfast.kernels.norm import SECTOR, vector_group
+from pyfast.kernels.column_sums import padded
+from pyfast.kernels.norm_tiles import SECTOR, vector_group
 
 BLOCK_COLS = 4096
 STRIP_COLS = 1024  # of the weight gradient
@@ -18,6 +19,7 @@ STRIPS = 4  # programs for every processor
 class Config(NamedTuple):
     """One program a row, and `parts` programs for every strip of columns of the weight gradient."""
 
+    strips: int
     parts: int
     group: int
     sector: int
@@ -25,9 +27,11 @@ class Config(NamedTuple):
 
 def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Config:
     """The launch for `rows` x `cols` elements of `itemsize` bytes."""
-    strips = triton.cdiv(cols, STRIP_COLS)
+    sector, group = SECTOR // itemsize, vector_group(cols, itemsize)
+    strips = triton.cdiv(padded(cols) + sector - group, STRIP_COLS)
+    period = sector // group  # rows so far apart begin at the same distance from a sector
     parts = max(1, min(rows, processors * STRIPS // strips))
-    return Config(parts, vector_group(cols, itemsize), SECTOR // itemsize)
+    return Config(strips, triton.cdiv(parts, period) * period, group, sector)
 
 
 @triton.jit
@@ -145,11 +149,15 @@ def wide_norm_weight_kernel(
     grad_out_ptr, x_ptr, mean_ptr, rstd_ptr, partial_ptr,
     n_rows, n_groups, partial_row_stride,
     NEED_WEIGHT: tl.constexpr, NEED_BIAS: tl.constexpr,
-    GROUP: tl.constexpr, STRIP_COLS: tl.constexpr,
+    GROUP: tl.constexpr, SECTOR: tl.constexpr, STRIP_COLS: tl.constexpr,
 ):  # fmt: skip
-    """Sums of grad_out xhat and of grad_out over every n-th row, a strip of columns."""
+    """Sums of grad_out xhat and of grad_out over every n-th row, a strip of columns.
+
+    n is such that the rows of a program begin at the same distance from a sector; so do its strips.
+    """
     n_cols = n_groups * GROUP
-    offs = tl.program_id(0) * STRIP_COLS + tl.arange(0, STRIP_COLS)
+    shift = (tl.program_id(1) % SECTOR) * (n_cols % SECTOR) % SECTOR
+    offs = tl.program_id(0) * STRIP_COLS + tl.arange(0, STRIP_COLS) - shift
     dweight = tl.zeros((STRIP_COLS,), tl.float32)
     dbias = tl.zeros((STRIP_COLS,), tl.float32)
     for row in range(tl.program_id(1), n_rows, tl.num_programs(1)):
@@ -157,11 +165,12 @@ def wide_norm_weight_kernel(
         if mean_ptr is not None:
             mean = tl.load(mean_ptr + row)
         start, rstd = row.to(tl.int64) * n_cols, tl.load(rstd_ptr + row)
-        xhat, dy = _xhat_and_g(x_ptr, grad_out_ptr, None, start, offs, offs < n_cols, mean, rstd)
+        mask = (offs >= 0) & (offs < n_cols)
+        xhat, dy = _xhat_and_g(x_ptr, grad_out_ptr, None, start, offs, mask, mean, rstd)
         dweight += dy * xhat
         dbias += dy
     plane = tl.program_id(1).to(tl.int64) * partial_row_stride
-    mask = offs < partial_row_stride  # with the zeros at the end
+    mask = (offs >= 0) & (offs < partial_row_stride)  # with the zeros at the end
     if NEED_WEIGHT:
         tl.store(partial_ptr + plane + offs, dweight, mask=mask)
         plane += tl.num_programs(1).to(tl.int64) * partial_row_stride

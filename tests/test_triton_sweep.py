@@ -1,0 +1,80 @@
+"""Memory-bound Triton kernels move what they must and fill their sectors, for every row length."""
+
+import pytest
+import torch
+
+import pyfast
+from pyfast import testing
+
+triton = pytest.importorskip("triton", reason="needs triton")
+if not pytest.importorskip("tests.emulator.library").compiler():
+    pytest.skip("the emulator needs a C++ compiler", allow_module_level=True)
+
+from tests.emulator.triton import Launch, emulated  # noqa: E402
+from tests.run_case import results  # noqa: E402
+
+CACHE = 64 * 1024  # bytes: what is not used again soon moves again
+B, H, F = torch.bfloat16, torch.float16, torch.float32
+CAPABILITY = {F: 80, B: 90, H: 80}
+
+
+def launches(case: testing.Case, dtype: torch.dtype) -> list[Launch]:
+    """Forward and backward on one processor, whose programs have as much to do as of real sizes."""
+    with (
+        emulated(CAPABILITY[dtype], processors=1, cache_bytes=CACHE) as log,
+        pyfast.using("triton"),
+    ):
+        results(case, getattr(pyfast, case.op), case.inputs(dtype))
+    return log
+
+
+def assert_bars(launch: Launch, asked: float) -> None:
+    """By the issue: 1.02 of the bytes, 0.97 of the sectors.
+
+    `asked` are the bytes of all sectors that warps ask for, per byte that must move: lanes that
+    load the same number cannot hide half-empty sectors from it, as they can from the efficiency.
+    """
+    stats = launch.stats
+    least = stats.compulsory
+    assert (stats.dram_read + stats.dram_written) / least <= 1.02, launch
+    assert stats.sector_efficiency >= 0.97, launch
+    assert 32 * (stats.load_sectors + stats.store_sectors) / least <= asked, launch
+
+
+# One row of a tile to 128; rows of whole sectors and 2 to 30 bytes more; one short of and past what
+# covers a tile; 513: where a run shares the most with the next; 904 and 452: the first that can be
+# loaded 16 bytes at a time and are no runs.
+NORMS = [
+    *((cols, B) for cols in (5, 64, 129, 255, 257, 512, 513, 776, 904, 1001)),
+    *((cols, F) for cols in (1, 31, 263, 512, 513, 1009)),
+    *((cols, H) for cols in (8, 333, 1023)),
+]
+
+
+@pytest.mark.parametrize(("cols", "dtype"), NORMS, ids=str)
+def test_norms_fill_sectors_for_every_row_length(cols, dtype) -> None:
+    """128 rows for each program: the weight is read by each."""
+    op = "rms_norm" if cols % 2 else "layer_norm"
+    with_residual = cols % 4 == 1
+    programs = 16 if dtype == F and cols <= 512 else 8
+    rows = programs * 128 if cols > 40 else 2048
+    forward, backward, *_ = launches(testing.norm(op, rows, cols, residual=with_residual), dtype)
+    assert_bars(forward, 1.05)
+    assert_bars(backward, 1.05)
+
+
+@pytest.mark.parametrize("cols", [4097, 5000])
+def test_long_rows_fill_sectors(cols) -> None:
+    """Past the runs: each program has rows that begin alike. 128 are enough where no weight is."""
+    for launch in launches(testing.norm("layer_norm", 128, cols, affine=False), B):
+        assert_bars(launch, 1.05)
+
+
+@pytest.mark.parametrize("dtype", [B, F], ids=str)
+@pytest.mark.parametrize("classes", [1000, 1001, 4095, 32003])
+def test_cross_entropy_fills_sectors_from_1000_classes_on(classes, dtype) -> None:
+    """A row has 12 bytes of results and reads its logit, its target and 12 bytes by themselves."""
+    case = testing.cross_entropy(2**17 // classes, classes)
+    found = {launch.name: launch for launch in launches(case, dtype)}
+    assert_bars(found["cross_entropy_forward_kernel"], 1.1)
+    assert_bars(found["cross_entropy_backward_kernel"], 1.05)
