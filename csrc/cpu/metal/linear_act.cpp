@@ -8,13 +8,20 @@
 namespace pyfast {
 namespace {
 
-// out[row, col .. col + cols) = act(z + bias).
+constexpr int64_t kSideBySide = 64;   // columns up to which whole rows are joined
+
+// out[row + i, col .. col + cols) = act(z[i] + bias) for `rows` rows of z, `stride` apart.
 template <class T, class A = acc_t<T>>
 struct Finish {
   const LinearActArgs& a;
   ActivateRow<A> activation = activation_of<A>(a.act);
 
-  void operator()(int64_t row, int64_t col, int64_t cols, A* z) const {
+  void operator()(int64_t row, int64_t rows, int64_t col, int64_t cols, A* z, int64_t stride) const {
+    if (rows > 1 && cols == a.n && cols <= kSideBySide) return finish_joined(row, rows, z, stride);
+    for (int64_t i = 0; i < rows; ++i) finish_row(row + i, col, cols, z + i * stride);
+  }
+
+  void finish_row(int64_t row, int64_t col, int64_t cols, A* z) const {
     const T* bias = a.bias ? static_cast<const T*>(a.bias) + col : nullptr;
     T* preact = a.preact ? static_cast<T*>(a.preact) + row * a.n + col : nullptr;
     T* out = static_cast<T*>(a.out) + row * a.n + col;
@@ -25,6 +32,21 @@ struct Finish {
     add_bias(z, bias, preact, cols);
     if (activation) activation(z, cols);
     store_row(out, z, cols);
+  }
+
+  // Whole short rows, which lie side by side in the result: joined in z too, where no row overtakes the one that it
+  // comes from, so that no vector is half empty and the activation has more than one or two to work on.
+  void finish_joined(int64_t row, int64_t rows, A* z, int64_t stride) const {
+    const T* bias = static_cast<const T*>(a.bias);
+    for (int64_t i = 0; i < rows; ++i)
+      sweep<A>(a.n, [&](auto lanes, int64_t j) {
+        const Vec<A> v = load(z + i * stride + j);
+        store(z + i * a.n + j, bias ? v + lanes.load(bias + j) : v);
+      });
+    const int64_t count = rows * a.n;
+    if (a.preact) store_row(static_cast<T*>(a.preact) + row * a.n, z, count);
+    if (activation) activation(z, count);
+    store_row(static_cast<T*>(a.out) + row * a.n, z, count);
   }
 };
 
@@ -38,7 +60,7 @@ void forward(const LinearActArgs& a) {
     return few_rows(a.m, a.n, a.k, kBlockCols, [&](int64_t row, int64_t col, int64_t cols) {
       A* z = scratch<A>(kBlockSlot, kBlockCols);
       multiply_row(x + row * a.x_stride, weight.from(col, 0), cols, z);
-      finish(row, col, cols, z);
+      finish(row, 1, col, cols, z, 0);
     });
   const Operand<T> rows{x, a.x_stride, 1, a.m, a.k};
   if constexpr (requires { typename CoreFor<T>::Step; }) {   // AMX packs quicker than plain vectors would multiply

@@ -12,8 +12,8 @@ constexpr int64_t kPackedBytes = 16 << 20;   // of one packed operand: larger on
 constexpr int64_t kFewRows = 3;              // up to here, reading the weight is all the work
 constexpr int kRowsSlot = 1, kColsSlot = 2;
 
-// pack(to, col, cols): panels of the weight lanes [col, col + cols). finish(row, col, cols, z): z is in cache and
-// may be overwritten.
+// pack(to, col, cols): panels of the weight lanes [col, col + cols). finish(row, rows, col, cols, z, stride): z, whose
+// rows are `stride` apart, is in cache and may be overwritten.
 template <class T, class Pack, class Finish>
 void linear_forward(const Operand<T>& x, int64_t lanes, const Pack& pack, const Finish& finish) {
   using Core = CoreFor<T>;
@@ -33,8 +33,7 @@ void linear_forward(const Operand<T>& x, int64_t lanes, const Pack& pack, const 
       if (row == 0 || lanes > col_chunk) pack(cols_packed, col, cols);
       multiply_panels<Core>(Panels<Core>{rows_packed, part.lanes, x.depth}, Panels<Core>{cols_packed, cols, x.depth},
                             [&](int64_t r, int64_t block_rows, int64_t c, int64_t block_cols, auto* z) {
-                              for (int64_t i = 0; i < block_rows; ++i)
-                                finish(row + r + i, col + c, block_cols, z + i * kBlockCols);
+                              finish(row + r, block_rows, col + c, block_cols, z, kBlockCols);
                             });
     }
   }

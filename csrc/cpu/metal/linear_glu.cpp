@@ -54,11 +54,12 @@ void forward(const LinearGluArgs& a) {
         pack_col_panel<Core>(to + p * size, weight[p % 2].from((col + p / 2 * kPair) / 2, 0));
     });
   };
-  const auto finish_block = [&](int64_t row, int64_t col, int64_t cols, A* z) {
-    for (int64_t j = 0; j < cols; j += kPair) {
-      const int64_t at = (col + j) / 2;
-      finish(row, at, min_of(Core::kCols, a.n - at), z + j, z + j + Core::kCols);
-    }
+  const auto finish_block = [&](int64_t row, int64_t rows, int64_t col, int64_t cols, A* z, int64_t stride) {
+    for (int64_t i = 0; i < rows; ++i, z += stride)
+      for (int64_t j = 0; j < cols; j += kPair) {
+        const int64_t at = (col + j) / 2;
+        finish(row + i, at, min_of(Core::kCols, a.n - at), z + j, z + j + Core::kCols);
+      }
   };
   linear_forward(Operand<T>{x, a.x_stride, 1, a.m, a.k}, 2 * round_up(a.n, Core::kCols), pack, finish_block);
 }

@@ -106,7 +106,7 @@ void multiply_broad(const Operand<T>& thin, const Operand<T>& broad, const Finis
   });
 }
 
-// finish(row, col, cols, z) as in linear_forward(), for a thin x and a weight whose rows are contiguous.
+// finish(row, rows, col, cols, z, stride) as in linear_forward(), for a thin x and a weight whose rows are contiguous.
 template <class T, class Finish, class A = acc_t<T>>
 void thin_rows_forward(const Operand<T>& x, const Operand<T>& weight, const Finish& finish) {
   using Core = CoreFor<T>;
@@ -121,7 +121,7 @@ void thin_rows_forward(const Operand<T>& x, const Operand<T>& weight, const Fini
         transpose(tile);
         for (int64_t j = 0; j < kLanes<A>; ++j) store(z + (row + j) * kPadded + i, tile[j]);
       }
-    for (int64_t row = 0; row < x.lanes; ++row) finish(row, col, cols, z + row * kPadded);
+    finish(0, x.lanes, col, cols, z, kPadded);
   });
 }
 
@@ -131,7 +131,7 @@ void thin_cols_forward(const Operand<T>& x, const Operand<T>& weight, const Fini
   using Core = CoreFor<T>;
   const int64_t c_stride = round_up(weight.lanes, Core::kCols);
   multiply_broad<Core>(weight, x, [&](int64_t row, int64_t rows, A* c) {
-    for (int64_t i = 0; i < rows; ++i) finish(row + i, 0, weight.lanes, c + i * c_stride);
+    finish(row, rows, 0, weight.lanes, c, c_stride);
   });
 }
 
