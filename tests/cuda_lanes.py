@@ -7,7 +7,7 @@ import torch
 
 import pyfast
 from pyfast.testing import Case
-from tests.emulator import Unsupported, cuda
+from tests.emulator import cuda
 from tests.emulator.cuda import Launch, emulated
 from tests.run_case import assert_as_good_as_torch
 
@@ -22,11 +22,8 @@ def check(
     case: Case, dtype: torch.dtype, capability: int, change: Any = None, **options: Any
 ) -> list[Launch]:
     """Values and gradients are as good as torch's and no rule of memory is broken; the launches."""
-    try:
-        with emulated(capability, **options) as log, pyfast.using("cuda"):
-            assert_as_good_as_torch(case, dtype, change)
-    except Unsupported as error:
-        pytest.skip(f"the emulator does not model this yet: {error}")
+    with emulated(capability, **options) as log, pyfast.using("cuda"):
+        assert_as_good_as_torch(case, dtype, change)
     assert {launch.binary.capability for launch in log} <= {capability}
     return log
 
