@@ -43,11 +43,14 @@ inline NormOutputs norm_forward(const char* op, const Tensor& x, std::optional<T
   NormOutputs made{gpu.empty({rows, cols}, type), gpu.empty(residual ? Sizes{rows, cols} : Sizes{0}, type),
                    gpu.empty({centred ? rows : 0}, ScalarType::Float), gpu.empty({rows}, ScalarType::Float)};
   if (rows == 0 || cols == 0) return made;
+  const int strips = norm_plan(rows, cols, size_of(dtype), gpu.processors(), false).strips;
+  const Tensor scratch = gpu.empty({strips > 1 ? 2 : 0, strips, rows}, ScalarType::Float);
   const NormCudaArgs args{dtype, affine == type ? dtype : DType::float32, rows, int(cols), float(eps),
                           in.const_data_ptr(), pointer(residual), pointer(weight), pointer(bias),
                           made.out.mutable_data_ptr(), made.sum.mutable_data_ptr(),
                           static_cast<float*>(made.mean.mutable_data_ptr()),
-                          static_cast<float*>(made.rstd.mutable_data_ptr()), gpu.processors()};
+                          static_cast<float*>(made.rstd.mutable_data_ptr()),
+                          static_cast<float*>(scratch.mutable_data_ptr()), gpu.processors()};
   gpu.launched(launch(args, gpu.stream()));
   return made;
 }
@@ -74,8 +77,9 @@ inline NormGradients norm_gradients(const char* op, const Tensor& grad_out, std:
   if (rows == 0 || cols == 0) return made;
   const int processors = gpu.processors();
   const int64_t planes = int(need_weight) + int(need_bias);
-  const int64_t partials = planes ? norm_plan(rows, cols, size_of(dtype), processors, true).partials : 0;
-  const Tensor partial = gpu.empty({planes, partials, norm_padded(cols)}, ScalarType::Float);
+  const NormPlan plan = norm_plan(rows, cols, size_of(dtype), processors, true);
+  const Tensor partial = gpu.empty({planes, planes ? plan.partials : 0, norm_padded(cols)}, ScalarType::Float);
+  const Tensor scratch = gpu.empty({plan.strips > 1 ? 2 : 0, plan.strips, rows}, ScalarType::Float);
   const NormBackwardCudaArgs args{dtype, affine == type ? dtype : DType::float32, rows, int(cols),
                                   dy.const_data_ptr(), pointer(grad_sum), in.const_data_ptr(), pointer(weight),
                                   static_cast<const float*>(pointer(mean)),
@@ -83,7 +87,8 @@ inline NormGradients norm_gradients(const char* op, const Tensor& grad_out, std:
                                   made.grad_x.mutable_data_ptr(),
                                   need_weight ? made.grad_weight.mutable_data_ptr() : nullptr,
                                   need_bias ? made.grad_bias.mutable_data_ptr() : nullptr,
-                                  planes ? static_cast<float*>(partial.mutable_data_ptr()) : nullptr, processors};
+                                  planes ? static_cast<float*>(partial.mutable_data_ptr()) : nullptr,
+                                  static_cast<float*>(scratch.mutable_data_ptr()), processors};
   gpu.launched(launch(args, gpu.stream()));
   return made;
 }

@@ -21,6 +21,7 @@ struct NormCudaArgs {
   const void *x, *residual, *weight, *bias;
   void *out, *sum;
   float *mean, *rstd;   // [rows]; no mean in rms_norm
+  float* strips;        // [2, norm_plan().strips, rows], if there are several
   int processors;
   int64_t rows_each = 0;   // these two the launcher sets, of its NormPlan
   int period = 0;
@@ -34,6 +35,7 @@ struct NormBackwardCudaArgs {
   const float *mean, *rstd;
   void *grad_x, *grad_weight, *grad_bias;
   float* partial;   // [gradients wanted, norm_plan().partials, norm_padded(cols)], if any of weight and bias is
+  float* strips;    // [2, norm_plan().strips, rows], if there are several
   int processors;
   int64_t rows_each = 0;   // these two the launcher sets, of its NormPlan
   int period = 0;
@@ -42,10 +44,10 @@ struct NormBackwardCudaArgs {
 // A team keeps a row in registers, `elements` a thread, and has rows that lie one after the other or, where those are
 // not whole sectors, `period` apart: so all of them begin at the same distance from a sector. Rows between them go to
 // other teams of the block at the same time, since neighbours share a sector. Where a team has many rows it has a
-// multiple of 8, whose statistics fill sectors. Wide rows do not fit, and are read twice.
+// multiple of 8, whose statistics fill sectors. Rows that do not fit are cut into strips, which two launches read.
 struct NormPlan {
-  bool wide;
   int elements, warps, teams;   // warps: of a team; teams: of a block
+  int strips;                   // of a row
   int64_t blocks, rows_each;
   int period;
   int64_t partials;             // rows of partial sums
@@ -53,28 +55,24 @@ struct NormPlan {
 
 constexpr int kNormWarps = 16, kNormTeams = 8;   // most of a block
 
-constexpr int kNormWideStrip = 256;   // columns of a block of the weight gradient of wide rows
-
 // Forward, fewer warps with more each meet at less cost; backward, where sums of columns are kept too, sixteen elements
-// are for rows that need them, and would spill in float32.
+// are for rows that need them, or share sectors with others that then fit into the block, and would spill in float32.
 inline NormPlan norm_plan(int64_t rows, int64_t cols, int64_t itemsize, int processors, bool backward) {
   const int64_t sector = 32 / itemsize, group = std::gcd(cols, sector), period = sector / group;
   const int64_t window = cols + sector - group;
-  for (const int elements : {8, 16}) {
-    if (elements == 8 ? !backward && window > 32 * 8 : backward && itemsize == 4) continue;
-    int warps = 1;
-    while (warps < kNormWarps && 32 * warps * elements < window) warps *= 2;
-    if (32 * warps * elements < window) continue;
-    const int resident = elements == 16 ? 16 : 32;   // warps of a multiprocessor, by their registers
-    const int64_t wanted = processors * resident / warps / period, groups = (wanted < 1 ? 1 : wanted) * period;
-    int64_t each = (rows + groups - 1) / groups;
-    if (each > 32) each = (each + 7) / 8 * 8;
-    const int64_t sets = (rows + each * period - 1) / (each * period) * period;   // of rows, one for each team
-    const int teams = int(std::min<int64_t>(std::min(kNormWarps / warps, kNormTeams), period));
-    return {false, elements, warps, teams, sets / teams, each, int(period), sets};
-  }
-  const int64_t strips = (cols + kNormWideStrip - 1) / kNormWideStrip, parts = processors * 8 / strips;
-  return {true, 0, kNormWarps, 1, rows, 1, 1, parts < 1 ? 1 : parts < rows ? parts : rows};
+  const bool fits = window <= 32 * kNormWarps * (backward && itemsize == 4 ? 8 : 16);
+  const int64_t eight = backward ? (itemsize == 2 && period > 1 ? 2048 : 4096) : 256;   // most columns with so many
+  const int elements = window <= eight || !fits || (backward && itemsize == 4) ? 8 : 16;
+  int warps = fits ? 1 : kNormWarps;
+  while (warps < kNormWarps && 32 * warps * elements < window) warps *= 2;
+  const int strips = int((window + 32 * warps * elements - 1) / (32 * warps * elements));
+  const int resident = elements == 16 ? 16 : 32;   // warps of a multiprocessor, by their registers
+  const int64_t wanted = processors * resident / warps / period / strips, groups = (wanted < 1 ? 1 : wanted) * period;
+  int64_t each = (rows + groups - 1) / groups;
+  if (each > 32) each = (each + 7) / 8 * 8;
+  const int64_t sets = (rows + each * period - 1) / (each * period) * period;   // of rows, one for each team
+  const int teams = int(std::min<int64_t>(std::min(kNormWarps / warps, kNormTeams), period));
+  return {elements, warps, teams, strips, sets / teams, each, int(period), sets};
 }
 
 constexpr int64_t norm_padded(int64_t cols) { return (cols + 3) / 4 * 4; }   // what column sums want

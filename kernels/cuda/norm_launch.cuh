@@ -2,8 +2,7 @@
 #pragma once
 
 #include "column_sums.cuh"
-#include "norm.cuh"
-#include "norm_wide.cuh"
+#include "norm_backward.cuh"
 
 namespace pyfast {
 
@@ -19,19 +18,32 @@ cudaError_t dispatch_norm(DType dtype, const F& f) {
   return dtype == DType::bfloat16 ? f(NormType<bfloat16>{}) : f(NormType<float16>{});
 }
 
+// launch(NormPass as a type, grid, block, bytes of shared memory), once or for both passes over strips.
+template <class F>
+void each_pass(const NormPlan& plan, const F& launch) {
+  const dim3 grid(unsigned(plan.blocks), unsigned(plan.strips)), block(unsigned(32 * plan.warps), unsigned(plan.teams));
+  const size_t stage = plan.teams * staged_floats(32 * plan.warps * int64_t(plan.elements)) * sizeof(float);
+  using Kind = NormPass;
+  if (plan.strips == 1) return launch(std::integral_constant<Kind, Kind::kWhole>(), grid, block, stage);
+  launch(std::integral_constant<Kind, Kind::kStatistics>(), grid, block, stage);
+  launch(std::integral_constant<Kind, Kind::kApply>(), grid, block, stage);
+}
+
 template <bool kCentred>
 cudaError_t launch_norm(NormCudaArgs a, cudaStream_t stream) {
   const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors, false);
   a.rows_each = plan.rows_each;
   a.period = plan.period;
-  const unsigned grid = unsigned(plan.blocks);
-  const dim3 block(unsigned(32 * plan.warps), unsigned(plan.teams));
-  const size_t stage = plan.teams * staged_floats(32 * plan.warps * int64_t(plan.elements)) * sizeof(float);
   return dispatch_norm(a.dtype, [&](auto type) {
     using T = typename decltype(type)::Element;
-    if (plan.wide) wide_norm_forward_kernel<T, kCentred><<<grid, block, 0, stream>>>(a);
-    else if (plan.elements == 8) norm_forward_kernel<T, 8, kCentred><<<grid, block, stage, stream>>>(a);
-    else norm_forward_kernel<T, 16, kCentred><<<grid, block, stage, stream>>>(a);
+    each_pass(plan, [&](auto pass, dim3 grid, dim3 block, size_t stage) {
+      constexpr NormPass kPass = decltype(pass)::value;
+      if (plan.elements == 8) {
+        norm_forward_kernel<T, 8, kCentred, kPass><<<grid, block, stage, stream>>>(a);
+      } else if constexpr (kPass == NormPass::kWhole) {
+        norm_forward_kernel<T, 16, kCentred, kPass><<<grid, block, stage, stream>>>(a);
+      }
+    });
     return cudaGetLastError();
   });
 }
@@ -55,20 +67,16 @@ cudaError_t launch_norm_backward(NormBackwardCudaArgs a, cudaStream_t stream) {
   const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors, true);
   a.rows_each = plan.rows_each;
   a.period = plan.period;
-  const unsigned grid = unsigned(plan.blocks);
-  const dim3 block(unsigned(32 * plan.warps), unsigned(plan.teams));
-  const dim3 strips(unsigned((a.cols + kNormWideStrip - 1) / kNormWideStrip), unsigned(plan.partials));
-  const size_t stage = plan.teams * staged_floats(32 * plan.warps * int64_t(plan.elements)) * sizeof(float);
   return dispatch_norm(a.dtype, [&](auto type) {
     using T = typename decltype(type)::Element;
-    if (plan.wide) {
-      wide_norm_backward_kernel<T, kCentred><<<grid, block, 0, stream>>>(a);
-      if (a.partial) wide_norm_weight_kernel<T, kCentred><<<strips, kNormWideStrip, 0, stream>>>(a);
-    } else if (plan.elements == 8) {
-      norm_backward_kernel<T, 8, kCentred><<<grid, block, stage, stream>>>(a);
-    } else if constexpr (sizeof(T) == 2) {
-      norm_backward_kernel<T, 16, kCentred><<<grid, block, stage, stream>>>(a);
-    }
+    each_pass(plan, [&](auto pass, dim3 grid, dim3 block, size_t stage) {
+      constexpr NormPass kPass = decltype(pass)::value;
+      if (plan.elements == 8) {
+        norm_backward_kernel<T, 8, kCentred, kPass><<<grid, block, stage, stream>>>(a);
+      } else if constexpr (kPass == NormPass::kWhole && sizeof(T) == 2) {
+        norm_backward_kernel<T, 16, kCentred, kPass><<<grid, block, stage, stream>>>(a);
+      }
+    });
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess || !a.partial) return error;
     return a.affine_dtype == a.dtype ? launch_norm_sums<T>(a, plan, stream)
