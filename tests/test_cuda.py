@@ -68,6 +68,12 @@ def test_cuda_takes_any_size(case) -> None:
     check(case, torch.bfloat16, 80)
 
 
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("cols", [4104, 8195])
+def test_cuda_norms_in_strips_keep_the_digits_of_float32(op, cols) -> None:
+    check(testing.norm(op, 35, cols, residual=True), torch.float32, 90)
+
+
 def misaligned(_: str, t: Tensor) -> Tensor:
     """The same values one element into a larger tensor."""
     if not t.numel() or t.dtype == torch.int64:
@@ -79,6 +85,28 @@ def misaligned(_: str, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("op", OPS)
 def test_cuda_takes_any_layout(op, change) -> None:
     check(testing.cases(op)[0], torch.float32, 80, change)
+
+
+# Operands that kernels read by their own strides.
+FAR = [("attention", name) for name in ("query", "key", "value")]
+FAR += [("linear_act", "x"), ("linear_act", "weight"), ("cross_entropy", "input"), ("rope", "x")]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("op", "far"), FAR)
+def test_cuda_reads_rows_further_apart_than_32_bits_count(op, far, capability) -> None:
+    """The last one is 2**31 elements after the first; what lies between them is never touched."""
+
+    def spread(name: str, t: Tensor) -> Tensor:
+        if name != far:
+            return t
+        rows = t.dim() - 2  # the dimension
+        apart = 2**31 // (t.shape[rows] - 1) // 8 * 8 + 8
+        outer = [t.shape[-1] * t.shape[d + 1 : rows].numel() for d in range(rows)]
+        strides = [*outer, apart, 1]
+        return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
+
+    check(testing.cases(op)[0], torch.bfloat16, capability, spread)
 
 
 @pytest.mark.parametrize("op", OPS)

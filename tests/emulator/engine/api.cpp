@@ -1,4 +1,6 @@
 // The C interface that tests/emulator/library.py calls.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 
@@ -21,15 +23,33 @@ struct Loaded {
     }
 };
 
+// Zeros that take memory only where they are touched: the rows of a tensor may lie gigabytes apart, and calloc refuses
+// what is more than the machine has.
+struct Pages {
+    u64 bytes;
+    void* at;
+    explicit Pages(u64 bytes)
+        : bytes(bytes),
+          at(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {
+        if (at == MAP_FAILED) throw std::bad_alloc();
+    }
+    Pages(const Pages&) = delete;
+    ~Pages() { munmap(at, bytes); }
+};
+
 // Owns the shadow of one region.
 struct RegionStore {
+    static constexpr u64 kMany = 1 << 24;   // words
+    std::unique_ptr<Pages> pages;           // of the cells of so many
     Cell* cells = nullptr;
     u8 *touched = nullptr, *valid = nullptr;
-    explicit RegionStore(u64 words)
-        : cells(static_cast<Cell*>(calloc(words + 8, sizeof(Cell)))), touched(static_cast<u8*>(calloc(words + 8, 1))) {}
+    explicit RegionStore(u64 words) : touched(static_cast<u8*>(calloc(words + 8, 1))) {
+        if (words >= kMany) pages = std::make_unique<Pages>((words + 8) * sizeof(Cell));
+        cells = static_cast<Cell*>(pages ? pages->at : calloc(words + 8, sizeof(Cell)));
+    }
     RegionStore(const RegionStore&) = delete;
     ~RegionStore() {
-        free(cells);
+        if (!pages) free(cells);
         free(touched);
         free(valid);
     }
