@@ -152,10 +152,15 @@ void norm_rows(const NormArgs& a, int64_t first, A* buffer, const A* weight, con
   for (int r = 0; r < kRows; ++r)
     static_cast<A*>(a.rstd)[first + r] = rstd[r] = 1 / A(__builtin_sqrt(totals[r] / A(n) + A(a.eps)));
   T* out = static_cast<T*>(a.out) + first * n;
+  // The rows that follow: reading them ends where a page does unless asked to go on.
+  const T* x_next = static_cast<const T*>(a.x) + (first + kRows) * n;
+  const T* residual_next = static_cast<const T*>(a.residual) + (a.residual ? (first + kRows) * n : 0);
   sweep<A>(n, [&](auto lanes, int64_t i) {
     const Vec<A> w = lanes.load(weight + i), b = kCentre ? lanes.load(bias + i) : Vec<A>{};
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
+      __builtin_prefetch(x_next + r * n + i, 0, 2);
+      if (a.residual) __builtin_prefetch(residual_next + r * n + i, 0, 2);
       const Vec<A> v = lanes.load(x[r] + i);
       const Vec<A> scaled = (kCentre ? (v - mean[r]) * rstd[r] : v * rstd[r]) * w;
       const Vec<A> y = kCentre ? scaled + b : scaled;
