@@ -31,7 +31,7 @@ REQUIRABLE = ("", "cpp", "cuda", "triton")
 LITTLE_WORK = {
     "linear_act": 2**21,
     "attention": 2**22,
-    "cross_entropy": 2**16,
+    "cross_entropy": 2**15,
     "layer_norm": 2**17,
 }
 OPS = (

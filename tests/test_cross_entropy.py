@@ -63,6 +63,22 @@ def test_cross_entropy_keeps_its_digits_far_from_zero():
         assert (our - true).abs().max() < 2e-6 * true.abs().max()
 
 
+@pytest.mark.parametrize("classes", [3, 700])
+def test_cross_entropy_gradients_of_sure_rows_keep_their_digits(classes):
+    logits = torch.randn(64, classes)
+    logits[:, 0] += 20
+    target = torch.zeros(64, dtype=torch.int64)
+    (_, ours), (_, theirs), (_, truth) = (
+        loss_and_grad(f, x, target, reduction="sum")
+        for f, x in (
+            (pyfast.cross_entropy, logits),
+            (F.cross_entropy, logits),
+            (F.cross_entropy, logits.double()),
+        )
+    )
+    assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max() + 2e-7 * truth.abs().max()
+
+
 @pytest.mark.parametrize(
     "view",
     [

@@ -158,7 +158,17 @@ def short(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
 
 
-def test_exp_makes_no_subnormal_numbers(probe: ctypes.CDLL) -> None:
+def test_exp_to_one_loses_digits_only_as_it_falls(probe: ctypes.CDLL) -> None:
+    x = floats(-87.3, 0.0)
+    error = ulps(call(probe.probe_exp_to_one, x, np.float32), np.exp(x.astype(np.float64)))
+    assert (error <= 2.5 + 1.2 * np.abs(x)).all()  # a fused multiply-add loses less
+    ends = np.array([0.0, -math.inf, math.nan], np.float32)
+    one, zero, nan = call(probe.probe_exp_to_one, ends, np.float32)
+    assert one == 1 and zero == 0 and np.isnan(nan)
+
+
+@pytest.mark.parametrize("name", ["exp", "exp_to_one"])
+def test_exp_makes_no_subnormal_numbers(probe: ctypes.CDLL, name: str) -> None:
     """They cost the processor some 150 cycles each; masked scores and lost classes make many."""
     x = np.linspace(-110, -87.31, 999, dtype=np.float32)
-    assert not call(probe.probe_exp, x, np.float32).any()
+    assert not call(getattr(probe, f"probe_{name}"), x, np.float32).any()

@@ -26,6 +26,7 @@ using namespace pyfast;
 
 extern "C" {
 void probe_exp(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return pyfast::exp(v); }); }
+void probe_exp_to_one(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return exp_to_one(v); }); }
 void probe_tanh(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return pyfast::tanh(v); }); }
 void probe_erf(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return pyfast::erf(v); }); }
 void probe_sigmoid(const float* x, float* y, int64_t n) { map(x, y, n, [](VecF v) { return sigmoid(v); }); }

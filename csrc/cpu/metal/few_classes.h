@@ -113,7 +113,7 @@ struct TargetsInLanes {
   }
 
   Vec<A> keep(Vec<A> v) const { return target >= 0 ? v : Vec<A>{}; }   // 0 for rows that do not count
-  Vec<A> at(int64_t c, Vec<A> v) const { return target == Class(c) ? v : Vec<A>{}; }
+  Vec<A> at(int64_t c, Vec<A> v, Vec<A> elsewhere = Vec<A>{}) const { return target == Class(c) ? v : elsewhere; }
 };
 
 // As loss_row, for rows [row, row + count).
@@ -128,7 +128,7 @@ void few_losses(const CrossEntropyArgs& a, int64_t row, int64_t count, A weight_
     top = max_of(logits.columns[c], top);
     at_target += targets.at(c, logits.columns[c]);
   }
-  for (int64_t c = 0; c < a.cols; ++c) sum += exp(logits.columns[c] - top);
+  for (int64_t c = 0; c < a.cols; ++c) sum += exp_to_one(logits.columns[c] - top);
   const Vec<A> log_sum = log_from_one(sum);
   Vec<A> loss = A(1 - a.label_smoothing) * targets.weight * ((top - at_target) + log_sum);
   if (a.label_smoothing > 0) {
@@ -162,8 +162,11 @@ void few_gradients(const CrossEntropyBackwardArgs& a, int64_t row, int64_t count
   const Vec<A> uniform = g * A(a.label_smoothing / double(a.cols));
   const Vec<A> picked = g * (A(1 - a.label_smoothing) * targets.weight), scale = picked + uniform * weight_sum;
   const A* weight = static_cast<const A*>(a.weight);
+  Vec<A> at_target{};
+  for (int64_t c = 0; c < a.cols; ++c) at_target += targets.at(c, block.columns[c]);
+  at_target = scale * exp((at_target - top) - log_total) - picked;   // what cancels must be exact
   for (int64_t c = 0; c < a.cols; ++c) {
-    Vec<A> d = scale * exp((block.columns[c] - top) - log_total) - targets.at(c, picked);
+    Vec<A> d = targets.at(c, at_target, scale * exp_to_one((block.columns[c] - top) - log_total));
     if (a.label_smoothing > 0) d -= uniform * (weight ? weight[c] : A(1));
     block.columns[c] = targets.keep(d);
   }

@@ -11,6 +11,20 @@ constexpr float kInfinity = __builtin_inff();
 constexpr double kHuge = 1e30;   // logits beyond it are masks, from which differences would overflow
 template <class A> constexpr int64_t kLogitBlock = 32 * kLanes<A>;   // read twice, from L1; one rescaling each
 
+// f(values) for all of x in no order that matters; lanes past the end are -infinity.
+template <class A, class T, class F>
+inline __attribute__((always_inline)) void each_value(const T* x, int64_t n, const F& f) {
+  int64_t i = 0;
+  if constexpr (__is_same(T, bf16)) {   // as the halves of 32-bit words they cost two instructions instead of four
+    for (; i + 2 * kLanes<A> <= n; i += 2 * kLanes<A>) {
+      const VecU words = load_bits<VecU>(x + i);
+      f((VecF)(words << 16));
+      f((VecF)(words & 0xffff0000u));
+    }
+  }
+  sweep<A>(n - i, [&](auto lanes, int64_t j) { f(lanes.keep(lanes.load(x + i + j), A(-kInfinity))); });
+}
+
 // The maximum starts at the lowest finite number, so that a lane of nothing but -infinity adds 0 and not NaN.
 template <class A>
 struct LogSumExp {
@@ -24,8 +38,8 @@ struct LogSumExp {
   template <class T>
   void add_block(const T* x, int64_t n) {
     Vec<A> top = peak, sum{};
-    sweep<A>(n, [&](auto lanes, int64_t i) { top = max_of(lanes.keep(lanes.load(x + i), A(-kInfinity)), top); });
-    sweep<A>(n, [&](auto lanes, int64_t i) { sum += lanes.keep(exp(lanes.load(x + i) - top), 0); });
+    each_value<A>(x, n, [&](Vec<A> v) { top = max_of(v, top); });
+    each_value<A>(x, n, [&](Vec<A> v) { sum += exp_to_one(v - top); });
     total = total * exp(peak - top) + sum;
     peak = top;
   }
@@ -71,7 +85,8 @@ struct LogitGradient {
     scale = picked + uniform * weight_sum;
   }
 
-  Vec<A> softmax(Vec<A> x) const { return scale * exp((x - top) - log_total); }
+  Vec<A> softmax(Vec<A> x) const { return scale * exp_to_one((x - top) - log_total); }
+  Vec<A> exact(Vec<A> x) const { return scale * exp((x - top) - log_total); }   // where `picked` cancels digits
 
   // For the classes [first, first + n), whose logits are x; dx may be x.
   template <class T>
@@ -80,7 +95,7 @@ struct LogitGradient {
     A at_target = 0;
     if (hit) {
       const A spread = uniform * (weight ? weight[target] : A(1));
-      at_target = (softmax(splat(A(load_one(x + target - first))))[0] - picked) - spread;
+      at_target = (exact(splat(A(load_one(x + target - first))))[0] - picked) - spread;
     }
     if (uniform == 0)
       sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(dx + i, softmax(lanes.load(x + i))); });

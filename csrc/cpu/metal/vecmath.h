@@ -40,6 +40,27 @@ inline VecF exp(VecF x) {
 }
 inline VecD exp(VecD x) { return each_lane(x, [](double v) { return __builtin_exp(v); }); }
 
+// e^x = 2^n 2^f for x of 0 or less, for sums whose largest term is 1: 4/5 of the time of exp(). 2^f = 1 + f P(f),
+// |f| <= 1/2, |error| < 1.1e-7; and 1.3e-8 |x| for want of digits of log2(e), where the terms are small. It becomes 0
+// where exp() does, and a NaN stays one.
+inline VecF exp_to_one(VecF x) {
+  constexpr float kLog2e = 1.44269504f, kRound = 12582912.f, kLeast = -87.3f;
+  const VecF n = (x * kLog2e + kRound) - kRound, f = x * kLog2e - n;
+  VecF p = f * 0.001326472731307149f + 0.009671512991189957f;
+  p = p * f + 0.05550733581185341f;
+  p = p * f + 0.24022242426872253f;
+  p = p * f + 0.6931470036506653f;
+  p = p * f + 1.f;
+#ifdef __AVX512F__
+  return (VecF)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(kLeast), _CMP_NLT_UQ), (__m512)p,
+                                      (__m512)n);
+#else
+  const VecI whole = __builtin_convertvector(x >= kLeast ? n : VecF{}, VecI);
+  return x < kLeast ? VecF{} : p * power_of_two(whole);
+#endif
+}
+inline VecD exp_to_one(VecD x) { return exp(x); }
+
 // tanh x = x + x^3 P(x^2) for |x| < 0.63 (error < 2e-10), else 1 - 2 / (e^{2|x|} + 1) with the sign of x.
 inline VecF tanh(VecF x) {
   const VecF size = x < 0.f ? -x : x, z = x * x;
