@@ -24,8 +24,19 @@ CASES = [
     linear_act(209, 1041, 300, "tanh"),
     linear_act(300, 65, 130, "silu"),
     linear_act(600, 1100, 17, "relu"),
+    linear_act(150, 40, 3, "gelu"),  # short rows are joined
     linear_glu(3, 45, 300, bias=True),
+    linear_glu(7, 130, 300, bias=True),
     linear_glu(97, 65, 129),
+    linear_glu(131, 33, 65, "gelu_tanh"),
+    # Narrow layers of many rows: at the limits, 1024 rows and 2^13 weights, and just beyond them.
+    linear_act(2000, 17, 3, "none"),
+    linear_act(1025, 1, 33, "tanh"),
+    linear_act(1100, 120, 65, "gelu", flipped=True),
+    linear_act(1024, 256, 32, "relu", bias=False),
+    linear_glu(1031, 50, 31, bias=True),
+    linear_act(1023, 65, 33, "silu"),
+    linear_act(2100, 129, 65, "gelu_tanh"),
 ]
 
 

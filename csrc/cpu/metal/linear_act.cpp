@@ -64,8 +64,12 @@ void forward(const LinearActArgs& a) {
     });
   const Operand<T> rows{x, a.x_stride, 1, a.m, a.k};
   if constexpr (requires { typename CoreFor<T>::Step; }) {   // AMX packs quicker than plain vectors would multiply
-    if (a.m <= a.n && weight.depth_stride == 1 && is_thin<CoreFor<T>>(a.m, a.k))
-      return thin_rows_forward(rows, weight, finish);
+    if (a.m <= a.n && weight.depth_stride == 1 && is_thin<CoreFor<T>>(a.m, a.k)) {
+      const Operand<T> weights[] = {weight};
+      return thin_rows_forward(rows, weights, [&](int64_t col, int64_t cols, A** z, int64_t stride) {
+        finish(0, a.m, col, cols, z[0], stride);
+      });
+    }
     if (a.n <= a.m && is_thin<CoreFor<T>>(a.n, a.k)) return thin_cols_forward(rows, weight, finish);
   }
   const auto pack = [&](auto* to, int64_t col, int64_t cols) {

@@ -2,6 +2,7 @@
 
 #include "linear_few.h"
 #include "linear_narrow.h"
+#include "linear_thin.h"
 
 namespace pyfast {
 namespace {
@@ -47,6 +48,12 @@ void forward(const LinearGluArgs& a) {
         multiply_row(x + row * a.x_stride, weight[i].from(col, 0), cols, z + i * kBlockCols);
       finish(row, col, cols, z, z + kBlockCols);
     });
+  const Operand<T> rows{x, a.x_stride, 1, a.m, a.k};
+  if constexpr (requires { typename Core::Step; })
+    if (a.m <= a.n && weight[0].depth_stride == 1 && weight[1].depth_stride == 1 && is_thin<Core>(a.m, a.k))
+      return thin_rows_forward(rows, weight, [&](int64_t col, int64_t cols, A** z, int64_t stride) {
+        for (int64_t i = 0; i < a.m; ++i) finish(i, col, cols, z[0] + i * stride, z[1] + i * stride);
+      });
   const auto pack = [&](auto* to, int64_t col, int64_t cols) {
     const int64_t size = Core::kCols * padded_depth<Core>(a.k);
     parallel_for(cols / kPair, ceil_div(16384, size), [&](int64_t begin, int64_t end) {
@@ -61,7 +68,7 @@ void forward(const LinearGluArgs& a) {
         finish(row + i, at, min_of(Core::kCols, a.n - at), z + j, z + j + Core::kCols);
       }
   };
-  linear_forward(Operand<T>{x, a.x_stride, 1, a.m, a.k}, 2 * round_up(a.n, Core::kCols), pack, finish_block);
+  linear_forward(rows, 2 * round_up(a.n, Core::kCols), pack, finish_block);
 }
 
 // d gate = grad_out * up * act'(gate), d up = grad_out * act(gate).

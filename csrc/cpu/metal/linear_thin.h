@@ -77,18 +77,21 @@ void thin_panel(const Operand<T>& broad, const typename Core::Elem* packed, int6
   }
 }
 
-// finish(first, count, c): lanes [first, first + count) of `broad`, whose rows are contiguous, against all of `thin`;
-// product (i, j) is c[i * c_stride + j], where c_stride is round_up(thin.lanes, Core::kCols).
+template <class Core> constexpr int64_t thin_size(int64_t c_stride) { return kThinPanels * Core::kRows * c_stride; }
+
+// finish(first, count, c): lanes [first, first + count) of each `broad`, whose rows are contiguous, against all of
+// `thin`; product (i, j) is c[i * c_stride + j], where c_stride is round_up(thin.lanes, Core::kCols); that of the next
+// broad operand, of the same shape, lies thin_size() further.
 // Every thread packs a copy of its own, unless they are many: to fetch it from another's cache would take longer.
-template <class Core, class T, class Finish, class A = typename Core::Acc>
-void multiply_broad(const Operand<T>& thin, const Operand<T>& broad, const Finish& finish) {
+template <class Core, int kBroad, class T, class Finish, class A = typename Core::Acc>
+void multiply_broad(const Operand<T>& thin, const Operand<T> (&broad)[kBroad], const Finish& finish) {
   using Elem = typename Core::Elem;
-  const int64_t size = panels_size<Core>(Core::kCols, thin.lanes, thin.depth);
-  const int64_t c_stride = round_up(thin.lanes, Core::kCols), panels = ceil_div(broad.lanes, Core::kRows);
-  const int64_t flops = 2 * thin.lanes * max_of(1, thin.depth);   // of one lane of the broad operand
-  const int64_t threads = min_of(thread_count(), max_of(1, broad.lanes * flops / kBlockFlops));
+  const int64_t size = panels_size<Core>(Core::kCols, thin.lanes, thin.depth), lanes = broad[0].lanes;
+  const int64_t c_stride = round_up(thin.lanes, Core::kCols), panels = ceil_div(lanes, Core::kRows);
+  const int64_t flops = 2 * kBroad * thin.lanes * max_of(1, thin.depth);   // of one lane of each broad operand
+  const int64_t threads = min_of(thread_count(), max_of(1, lanes * flops / kBlockFlops));
   const int64_t together = max_of(1, min_of(kThinPanels, panels / (4 * threads))), block = together * Core::kRows;
-  Elem* shared = broad.lanes < kLanesToPack * threads ? scratch<Elem>(kColsSlot, size) : nullptr;
+  Elem* shared = lanes < kLanesToPack * threads ? scratch<Elem>(kColsSlot, size) : nullptr;
   if (shared) pack_cols<Core>(shared, thin);
   share_out(ceil_div(panels, together), threads, [&](const auto& take) {
     Elem* packed = shared ? shared : scratch<Elem>(kColsSlot, size);
@@ -96,41 +99,50 @@ void multiply_broad(const Operand<T>& thin, const Operand<T>& broad, const Finis
       for (int64_t lane = 0; lane < thin.lanes; lane += Core::kCols)
         pack_col_panel<Core>(packed + lane * padded_depth<Core>(thin.depth), thin.from(lane, 0));
     Elem* copy = scratch<Elem>(kRowsSlot, Core::kRows * kThinStride<Core>);
-    A* c = scratch<A>(kBlockSlot, kThinPanels * Core::kRows * c_stride);
+    A* c = scratch<A>(kBlockSlot, kBroad * thin_size<Core>(c_stride));
     for (int64_t task = take(); task >= 0; task = take()) {
-      const int64_t lane = task * block, count = min_of(block, broad.lanes - lane);
-      for (int64_t i = 0; i < count; i += Core::kRows)
-        thin_panel<Core>(broad.from(lane + i, 0), packed, thin.lanes, copy, c + i * c_stride, c_stride);
+      const int64_t lane = task * block, count = min_of(block, lanes - lane);
+      for (int k = 0; k < kBroad; ++k)
+        for (int64_t i = 0; i < count; i += Core::kRows)
+          thin_panel<Core>(broad[k].from(lane + i, 0), packed, thin.lanes, copy,
+                           c + k * thin_size<Core>(c_stride) + i * c_stride, c_stride);
       finish(lane, count, c);
     }
   });
 }
 
-// finish(row, rows, col, cols, z, stride) as in linear_forward(), for a thin x and a weight whose rows are contiguous.
-template <class T, class Finish, class A = acc_t<T>>
-void thin_rows_forward(const Operand<T>& x, const Operand<T>& weight, const Finish& finish) {
+// finish(col, cols, z, stride): columns [col, col + cols) of all rows of a thin x times each weight, whose rows are
+// contiguous; z[k] is the product with the k-th, its rows `stride` apart.
+template <class T, int kWeights, class Finish, class A = acc_t<T>>
+void thin_rows_forward(const Operand<T>& x, const Operand<T> (&weights)[kWeights], const Finish& finish) {
   using Core = CoreFor<T>;
   constexpr int64_t kPadded = round_up(kThinPanels * Core::kRows, kLanes<A>);
   const int64_t c_stride = round_up(x.lanes, Core::kCols);
-  multiply_broad<Core>(x, weight, [&](int64_t col, int64_t cols, const A* c) {
-    A* z = scratch<A>(kTurnedSlot, c_stride * kPadded);
-    for (int64_t i = 0; i < cols; i += kLanes<A>)
-      for (int64_t row = 0; row < x.lanes; row += kLanes<A>) {
-        Vec<A> tile[kLanes<A>];
-        for (int64_t j = 0; j < kLanes<A>; ++j) tile[j] = i + j < cols ? load(c + (i + j) * c_stride + row) : Vec<A>{};
-        transpose(tile);
-        for (int64_t j = 0; j < kLanes<A>; ++j) store(z + (row + j) * kPadded + i, tile[j]);
-      }
-    finish(0, x.lanes, col, cols, z, kPadded);
+  multiply_broad<Core>(x, weights, [&](int64_t col, int64_t cols, const A* c) {
+    A* turned = scratch<A>(kTurnedSlot, kWeights * c_stride * kPadded);
+    A* z[kWeights];
+    for (int k = 0; k < kWeights; ++k, c += thin_size<Core>(c_stride)) {
+      z[k] = turned + k * c_stride * kPadded;
+      for (int64_t i = 0; i < cols; i += kLanes<A>)
+        for (int64_t row = 0; row < x.lanes; row += kLanes<A>) {
+          Vec<A> tile[kLanes<A>];
+          for (int64_t j = 0; j < kLanes<A>; ++j)
+            tile[j] = i + j < cols ? load(c + (i + j) * c_stride + row) : Vec<A>{};
+          transpose(tile);
+          for (int64_t j = 0; j < kLanes<A>; ++j) store(z[k] + (row + j) * kPadded + i, tile[j]);
+        }
+    }
+    finish(col, cols, z, kPadded);
   });
 }
 
-// The same for a thin weight.
+// finish(row, rows, col, cols, z, stride) as in linear_forward(), for a thin weight.
 template <class T, class Finish, class A = acc_t<T>>
 void thin_cols_forward(const Operand<T>& x, const Operand<T>& weight, const Finish& finish) {
   using Core = CoreFor<T>;
   const int64_t c_stride = round_up(weight.lanes, Core::kCols);
-  multiply_broad<Core>(weight, x, [&](int64_t row, int64_t rows, A* c) {
+  const Operand<T> rows_of_x[] = {x};
+  multiply_broad<Core>(weight, rows_of_x, [&](int64_t row, int64_t rows, A* c) {
     finish(row, rows, 0, weight.lanes, c, c_stride);
   });
 }
