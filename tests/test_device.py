@@ -178,7 +178,8 @@ def test_device_can_be_captured_into_a_graph(gpu: Lane, first: Case, chosen: str
         assert all(torch.equal(a, b) for a, b in zip(captured, wanted, strict=True))
 
 
-def test_step_can_be_captured(gpu: Lane) -> None:
+@pytest.mark.parametrize("kernels", ["cuda", "triton"])
+def test_step_can_be_captured(gpu: Lane, kernels: str) -> None:
     """Learning rate, step and skip are numbers on the GPU: a replay takes what they are then."""
 
     def call() -> Tensor:
@@ -192,7 +193,7 @@ def test_step_can_be_captured(gpu: Lane) -> None:
     hyper = torch.tensor([[1e-2, 0.9, 0.999, 1e-8, 0.01, 1.0]], dtype=torch.float64).cuda()
     hyper = hyper.repeat(len(lists[0]), 1)
     skip = torch.zeros((), device="cuda")
-    with gpu.using("cuda", "adamw_step_", torch.float32):
+    with gpu.using(kernels, "adamw_step_", torch.float32):
         saved = [[t.clone() for t in some] for some in lists]
         call()
         graph = torch.cuda.CUDAGraph()
