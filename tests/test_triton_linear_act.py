@@ -87,6 +87,16 @@ def test_linear_act_makes_only_the_gradient_that_is_needed(act, needed) -> None:
     assert sum("product" in launch.name for launch in log) == (needed != "bias")
 
 
+def test_linear_act_saves_what_its_derivative_needs() -> None:
+    x, weight = torch.randn(5, 24), torch.randn(9, 24)
+    for act in ACTIVATIONS:
+        with emulated() as log, pyfast.using("triton"):
+            _, preact = torch.ops.pyfast.linear_act(x, weight, None, act, True)
+        from_output = act == "none" or act in linear_act.GRAD_FROM_OUTPUT
+        assert preact.shape == ((0,) if from_output else (5, 9)), act
+        assert log[0].stats.distinct_written == 4 * 45 * (1 if from_output else 2), act
+
+
 def test_linear_act_of_nothing() -> None:
     for m, k, n in ((0, 3, 4), (3, 0, 4), (3, 4, 0)):
         x, weight = torch.randn(m, k, requires_grad=True), torch.randn(n, k, requires_grad=True)

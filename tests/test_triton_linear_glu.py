@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 import pyfast
 from pyfast import testing, triton_rooms
@@ -12,7 +13,7 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 
 from tests.emulator.triton import emulated
 from tests.run_case import strided
-from tests.triton_lanes import check, check_twice, runs
+from tests.triton_lanes import LANES, check, check_twice, runs
 
 linear_glu = triton_rooms._module("linear_glu")
 B = torch.bfloat16
@@ -29,6 +30,19 @@ def test_linear_glu_is_as_good_as_torch(case, dtype, capability) -> None:
 def test_linear_glu_gates_with_any_activation(act) -> None:
     """sigmoid: a derivative that follows from the output, here computed again."""
     check(testing.linear_glu(19, 24, 21, act, bias=True), torch.float32, 80, strided)
+
+
+@pytest.mark.parametrize(("dtype", "capability"), LANES, ids=str)
+@pytest.mark.parametrize("flipped", ["gate_weight", "up_weight"])
+def test_linear_glu_reads_each_weight_by_its_own_strides(flipped, dtype, capability) -> None:
+    """One lies as [K, N], the other in the rows of a wider matrix."""
+
+    def change(name: str, t: Tensor) -> Tensor:
+        if name == flipped:
+            return t.t().contiguous().t()
+        return torch.cat((t, t[:, :8]), 1)[:, : t.shape[1]] if name.endswith("weight") else t
+
+    check(testing.linear_glu(19, 136, 32, bias=True), dtype, capability, change)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
