@@ -66,9 +66,10 @@ def empty_heads(batch: int, heads: int, time: int, size: int, dtype: torch.dtype
     return torch.empty(batch, time, heads, size, dtype=dtype).transpose(1, 2)
 
 
-def padded(size: int) -> int:
-    """The head size of the kernel that takes it."""
-    return next(kernel for kernel in (64, 128, 256) if size <= kernel)
+def padded(size: int, groups: bool) -> int:
+    """The head size of the kernel that takes it, in warpgroups or not."""
+    sizes = (64, 80, 96, 128, 192, 256) if groups else (64, 128, 256)
+    return next(kernel for kernel in sizes if size <= kernel)
 
 
 @dataclass
@@ -85,9 +86,8 @@ class Call:
     def scale(self) -> float:
         return self.q.shape[3] ** -0.5
 
-    @property
-    def kernel_size(self) -> int:
-        return padded(max(self.q.shape[3], self.v.shape[3]))
+    def kernel_size(self, groups: bool) -> int:
+        return padded(max(self.q.shape[3], self.v.shape[3]), groups)
 
     def args(self, out: Tensor, lse: Tensor) -> Forward:
         """What every kernel takes."""
@@ -150,10 +150,15 @@ def in_groups(kernels: Module, dtype: torch.dtype) -> bool:
     return dtype != F and kernels.arch == 90
 
 
+def panels(size: int) -> int:
+    """The features that a head of warpgroups has room for in shared memory."""
+    return -(-size // 64) * 64
+
+
 def forward_tile(dtype: torch.dtype, size: int, groups: bool) -> tuple[int, int, int]:
     """(queries, threads, bytes of shared memory) of a block, as ForwardTile has them."""
     if groups:
-        return 128, 256, (128 + 4 * 64) * size * 2
+        return 128, 256, (128 + 4 * 64) * panels(size) * 2
     wide = dtype == F
     queries, threads = 64 if wide else 128, 256 if not wide and size > 128 else 128
     keys = (16 if size > 128 else 32) if wide else 32 if size > 64 else 64
@@ -167,8 +172,9 @@ def forward(kernels: Module, call: Call, **options: Any) -> tuple[Tensor, Tensor
     out = empty_heads(batch, count, queries, call.v.shape[3], q.dtype)
     lse = torch.empty(batch, count, queries)
     groups = in_groups(kernels, q.dtype)
-    rows, threads, shared = forward_tile(q.dtype, call.kernel_size, groups)
-    name = find(kernels, "attention_forward", q.dtype, call.kernel_size, groups)
+    size = call.kernel_size(groups)
+    rows, threads, shared = forward_tile(q.dtype, size, groups)
+    name = find(kernels, "attention_forward", q.dtype, size, groups)
     stats = kernels.launch(
         name, -(-queries // rows) * batch * count, threads, [bytes(call.args(out, lse))],
         shared_bytes=shared, reachable=[*call.inputs(), out, lse],
@@ -211,7 +217,7 @@ def queries_tile(dtype: torch.dtype, size: int, groups: bool) -> Tile:
     """Of the kernel of dQ."""
     if groups:
         rows = 32 if size > 128 else 64
-        return Tile(128, 256, (2 * 128 + 5 * rows) * size * 2)
+        return Tile(128, 256, (2 * 128 + 5 * rows) * panels(size) * 2)
     own = 32 if dtype == F and size > 128 else 64
     rows, stages = streamed(dtype, size)
     return Tile(own, 2 * own, 2 * (own + stages * rows) * size * dtype.itemsize)
@@ -223,7 +229,7 @@ def keys_tile(dtype: torch.dtype, size: int, groups: bool) -> Tile:
     if groups:
         own = 64 if pair else 128
         exchange = 64 * 64 * 4 if pair else 0
-        return Tile(own, 256, (2 * own + 4 * 64) * size * 2 + 4 * 64 * 4 + exchange)
+        return Tile(own, 256, (2 * own + 4 * 64) * panels(size) * 2 + 4 * 64 * 4 + exchange)
     own = 32 if pair else 64
     rows, stages = streamed(dtype, size)
     exchange = own * rows * 4 if pair else 0
@@ -261,10 +267,10 @@ def _backward_launches(
     kernels: Module, call: Call, grad_mask: Tensor | None
 ) -> list[tuple[str, int, int, int]]:
     """(kernel, blocks, threads, bytes of shared memory) in order."""
-    dtype, size = call.q.dtype, call.kernel_size
+    dtype, groups = call.q.dtype, in_groups(kernels, call.q.dtype)
+    size = call.kernel_size(groups)
     batch, count, queries, _ = call.q.shape
     kv_heads, keys = call.k.shape[1:3]
-    groups = in_groups(kernels, dtype)
     launches = []
     for word, tile, rows, planes in (
         ("dq", queries_tile(dtype, size, groups), queries, batch * count),
@@ -273,6 +279,7 @@ def _backward_launches(
         name = find(kernels, word, dtype, size, groups)
         launches.append((name, -(-rows // tile.own) * planes, tile.threads, tile.shared))
     if grad_mask is not None:
+        size = call.kernel_size(False)
         own, stream = queries_tile(dtype, size, False).own, streamed(dtype, size)[0]
         one_query, one_key = grad_mask.shape[2] == 1, grad_mask.shape[3] == 1
         tiles = (1 if one_query else -(-queries // own)) * (1 if one_key else -(-keys // stream))

@@ -68,6 +68,18 @@ def test_cuda_takes_any_size(case) -> None:
     check(case, torch.bfloat16, 80)
 
 
+@pytest.mark.parametrize(("size", "value_size"), [(80, 72), (90, 96), (192, 192)])
+def test_cuda_attention_takes_the_kernel_of_its_head_size(size, value_size) -> None:
+    """On capability 9.0, where the products of a kernel are of all its features."""
+    case = testing.attention(1, 2, 70, size, tk=140, causal=True)
+
+    def narrow(name: str, t: Tensor) -> Tensor:
+        return t[..., :value_size] if name == "value" else t
+
+    for launch in check(case, torch.bfloat16, 90, narrow):
+        assert f"Li{max(-(-size // 16) * 16, value_size)}E" in launch.binary.mangled
+
+
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
 @pytest.mark.parametrize("cols", [4104, 8195])
 def test_cuda_norms_in_strips_keep_the_digits_of_float32(op, cols) -> None:

@@ -65,6 +65,8 @@ CASES = {
     "long queries": (B, (1, 1, 1, 140, 33, 40, 64), "", True),
     "wide": (B, (1, 1, 1, 40, 70, 256, 200), "", True),
     "additive": (B, (1, 2, 2, 70, 33, 40, 40), "same", False),
+    "between": (H, (1, 2, 1, 70, 140, 90, 96), "", True),
+    "wide between": (B, (1, 1, 1, 70, 100, 192, 150), "", True),
     "half": (H, (1, 2, 1, 140, 170, 128, 96), "", True),
     "half boolean": (H, (1, 1, 1, 70, 70, 80, 80), "boolean", True),
     "wide boolean": (B, (1, 2, 1, 70, 100, 192, 256), "boolean", False),
@@ -145,10 +147,19 @@ def more(short: Stats, long: Stats) -> dict[str, int]:
     return {name: b[name] - a[name] for name in b if name != "kernel"}
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize(("dtype", "size"), [(B, 64), (H, 128), (B, 256)], ids=str)
+LOOPS = [
+    (arch, dtype, size)
+    for arch in ("sm_80", "sm_90a")
+    for dtype, size in ((B, 64), (H, 80), (H, 96), (H, 128), (B, 192), (B, 256))
+    if (arch, size) != ("sm_80", 192)  # which is a head of 256 that skips products
+]
+
+
+@pytest.mark.parametrize(("arch", "dtype", "size"), LOOPS, ids=str)
 def test_attention_main_loops_are_lean(arch, dtype, size) -> None:
-    """Few integer instructions for a product, no bank conflicts, two products and seven."""
+    """Few integer instructions for a product, no bank conflicts; two products and seven, of nothing
+    but the head's own features, or on sm_80 32 at a time."""
+    features = size if arch == "sm_90a" else -(-size // 32) * 32
     runs = []
     for keys in (64, 192):
         call = operands(dtype, (1, 1, 1, 128, keys, size, size))
@@ -159,7 +170,7 @@ def test_attention_main_loops_are_lean(arch, dtype, size) -> None:
         if arch == "sm_90a" and size <= 128 and products == 7:
             continue  # their blocks own 128 keys, of which 64 are less than one
         loop = more(short, long)
-        assert loop["mma_flops"] == products * 2 * 128 * 128 * size
+        assert loop["mma_flops"] == products * 2 * 128 * 128 * features
         integers = loop["integer_instructions"] / (loop["mma_flops"] / 4096)
         assert integers <= 5  # with edges of blocks
         assert long.bank_factor <= 1.05
@@ -203,7 +214,7 @@ def test_attention_kernels_compile_to_lean_loops(arch, tmp_path) -> None:
         used = {i.name.split(".")[0] for i in loop if i.family == "tensor"}
         assert used == {"HGMMA" if arch == "sm_90a" else "HMMA"}, name
         integers = sum(i.family == "integer" for i in loop)
-        most = (
-            4 if arch != "sm_90" else 8
-        )  # which no GPU should have to take: smaller tiles of a warp
+        # no GPU should have to take the smaller tiles of sm_90; heads of 80 and of 96 features are
+        # copied as those of 128, beside fewer products
+        most = 8 if arch == "sm_90" else 6 if "Li80E" in name or "Li96E" in name else 4
         assert integers / products <= most, (name, integers, products)

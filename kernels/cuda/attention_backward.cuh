@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kGroups ? 256 : BackwardTile<T, kD>::kThreads,
   if constexpr (kGroups && kHasWarpgroups)
     attention_backward_dq_groups<T, kD>(g, shared_address(memory));
   else if constexpr (launched_here<T, kGroups>())
-    attention_backward_dq_tile<T, kD, kGroups ? 8 : BackwardTile<T, kD>::kWarps>(g, shared_address(memory));
+    attention_backward_dq_tile<T, tile_size(kD), kGroups ? 8 : BackwardTile<T, kD>::kWarps>(g, shared_address(memory));
   else
     __trap();   // never launched
 }
@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(kGroups ? 256 : BackwardTile<T, kD>::kThreads,
 template <class T, int kD, bool kGroups>
 cudaError_t launch_attention_dq_of(const AttentionBackwardCudaArgs& g, cudaStream_t stream) {
   const AttentionCudaArgs& a = g.forward;
-  using Tile = BackwardTile<T, kD, kGroups ? 8 : BackwardTile<T, kD>::kWarps>;
-  const int bytes = kGroups ? QueryGradientGroupTile<T, kD>::kBytes : Tile::kBytes;
+  using Tile = BackwardTile<T, tile_size(kD), kGroups ? 8 : BackwardTile<T, kD>::kWarps>;
+  const int bytes = kGroups ? std::max(QueryGradientGroupTile<T, kD>::kBytes, Tile::kBytes) : Tile::kBytes;
   const int64_t blocks = int64_t(a.batch) * a.heads * ((a.queries + Tile::kOwn - 1) / Tile::kOwn);
   return launch_tiles(attention_backward_dq_kernel<T, kD, kGroups>, blocks, Tile::kThreads, bytes, g, stream);
 }

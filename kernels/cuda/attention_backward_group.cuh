@@ -200,10 +200,9 @@ __device__ __forceinline__ void attention_backward_dq_groups(const AttentionBack
   for (int j = 0; j < kD / 8; ++j)
 #pragma unroll
     for (int r = 0; r < 4; ++r) dq[0][j][r] *= a.scale;
-  using Out = SharedTile<T, Major::depth, Tile::kOwn, kD>;
   barrier<kThreads>(1);   // nobody reads the queries any more
-  store_rows<Out>(memory, tile_row, dq, head_data<T>(g.grad_q, block.batch, block.head) + row * g.grad_q.time,
-                  g.grad_q.time, a.queries - row, a.size, g.grad_q.aligned);
+  T* const to = head_data<T>(g.grad_q, block.batch, block.head) + row * g.grad_q.time;
+  store_rows<typename Own::Whole>(memory, tile_row, dq, to, g.grad_q.time, a.queries - row, a.size, g.grad_q.aligned);
 }
 
 }  // namespace pyfast

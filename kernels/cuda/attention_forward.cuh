@@ -80,15 +80,15 @@ __global__ void __launch_bounds__(32 * kForwardWarps<T, kD, kGroups>,
   if constexpr (kGroups && kHasWarpgroups)
     attention_forward_groups<T, kD>(a, shared_address(memory));
   else if constexpr (launched_here<T, kGroups>())
-    attention_forward_tile<T, kD, kForwardWarps<T, kD, kGroups>>(a, shared_address(memory));
+    attention_forward_tile<T, tile_size(kD), kForwardWarps<T, kD, kGroups>>(a, shared_address(memory));
   else
     __trap();   // never launched
 }
 
 template <class T, int kD, bool kGroups>
 cudaError_t launch_attention_forward_of(const AttentionCudaArgs& a, cudaStream_t stream) {
-  using Tile = ForwardTile<T, kD, kForwardWarps<T, kD, kGroups>>;
-  const int bytes = kGroups ? ForwardGroupTile<T, kD>::kBytes : Tile::kBytes;
+  using Tile = ForwardTile<T, tile_size(kD), kForwardWarps<T, kD, kGroups>>;
+  const int bytes = kGroups ? std::max(ForwardGroupTile<T, kD>::kBytes, Tile::kBytes) : Tile::kBytes;
   const int64_t blocks = int64_t(a.batch) * a.heads * ((a.queries + Tile::kQueries - 1) / Tile::kQueries);
   return launch_tiles(attention_forward_kernel<T, kD, kGroups>, blocks, Tile::kThreads, bytes, a, stream);
 }

@@ -106,9 +106,8 @@ __device__ __forceinline__ void attention_forward_groups(const AttentionCudaArgs
   }
   for (; step < steps; ++step) arrive(step);
 
-  using Out = SharedTile<T, Major::depth, Tile::kQueries, kD>;
   barrier<kThreads>(1);   // nobody reads the queries any more
-  store_output<Out, T>(a, block, softmax, out, memory, tile_row);
+  store_output<typename Q::Whole, T>(a, block, softmax, out, memory, tile_row);
 }
 
 }  // namespace pyfast

@@ -52,12 +52,12 @@ template <class T, int kD, bool kGroups>
 struct KeysKernel {
   static constexpr bool kPairs = kD > 128;
   static constexpr int kWarps = kGroups ? 8 : 4;
-  using Tile = KeysTile<T, kD, kWarps>;
-  using PairTile = KeysPairTile<T, kD, kWarps>;
+  using Tile = KeysTile<T, tile_size(kD), kWarps>;
+  using PairTile = KeysPairTile<T, tile_size(kD), kWarps>;
   static constexpr int kOwn = kPairs ? PairTile::kOwn : Tile::kOwn;
   static constexpr int kTileBytes = kPairs ? PairTile::kBytes : Tile::kBytes;
-  static constexpr int kBytes = !kGroups ? kTileBytes : kPairs ? KeysPairGroupTile<T, kD>::kBytes
-                                                               : KeysGroupTile<T, kD>::kBytes;
+  static constexpr int kGroupBytes = kPairs ? KeysPairGroupTile<T, kD>::kBytes : KeysGroupTile<T, kD>::kBytes;
+  static constexpr int kBytes = kGroups ? std::max(kGroupBytes, kTileBytes) : kTileBytes;
 };
 
 template <class T, int kD, bool kGroups>
@@ -71,9 +71,9 @@ __global__ void __launch_bounds__(kGroups ? 256 : 128, kGroups ? 1 : 2)
   else if constexpr (kGroups && kHasWarpgroups)
     attention_backward_dkdv_groups<T, kD>(g, start);
   else if constexpr (Kernel::kPairs && launched_here<T, kGroups>())
-    attention_backward_dkdv_pair<T, kD, Kernel::kWarps>(g, start);
+    attention_backward_dkdv_pair<T, tile_size(kD), Kernel::kWarps>(g, start);
   else if constexpr (launched_here<T, kGroups>())
-    attention_backward_dkdv_tile<T, kD, Kernel::kWarps>(g, start);
+    attention_backward_dkdv_tile<T, tile_size(kD), Kernel::kWarps>(g, start);
   else
     __trap();   // never launched
 }

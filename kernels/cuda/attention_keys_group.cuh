@@ -118,7 +118,7 @@ __device__ __forceinline__ void attention_backward_dkdv_groups(const AttentionBa
     wgmma_arrived(dv[0]);
     wgmma_arrived(dk[0]);
   });
-  using Out = SharedTile<T, Major::depth, Tile::kOwn, kD>;
+  using Out = typename Own::Whole;
   cp_async_wait<0>();     // where no query sees a key: they are still on their way
   barrier<kThreads>(1);   // nobody reads keys and values any more
   store_keys<Out>(g, stages.next, memory, tile_row, dk);

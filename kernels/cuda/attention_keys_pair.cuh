@@ -173,7 +173,7 @@ __device__ __forceinline__ void attention_backward_dkdv_group_pair(const Attenti
     };
     stages.each_tile(0, gather);
   }
-  using Out = SharedTile<T, Major::depth, Tile::kOwn, kD>;
+  using Out = typename Own::Whole;
   cp_async_wait<0>();     // where no query sees a key: they are still on their way
   barrier<kThreads>(1);   // nobody reads keys and values any more
   if (warpgroup() == 0)

@@ -5,6 +5,7 @@
 // zeros in shared memory; products skip them 32 at a time, so that one kernel serves all sizes up to its own.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "attention_operands.h"
@@ -25,7 +26,7 @@ constexpr bool kHasWarpgroups = false;
 template <class T, bool kGroups>
 __host__ __device__ constexpr bool launched_here() {
 #ifdef __CUDA_ARCH__
-  return kGroups ? __CUDA_ARCH__ >= 900 : sizeof(T) == 4 || !kHasWarpgroups;
+  return kGroups ? __CUDA_ARCH__ == 900 : sizeof(T) == 4 || !kHasWarpgroups;
 #else
   return true;
 #endif
@@ -166,11 +167,11 @@ __device__ __forceinline__ void store_rows(uint32_t tile, int tile_row, float (&
           store_shared(place, pack<T>(c[i][j][2 * h], c[i][j][2 * h + 1]));
       }
   __syncwarp();
-  const int chunks = (size + Tile::kPack - 1) / Tile::kPack;
 #pragma unroll 1
-  for (int i = lane; i < 16 * kMi * chunks; i += 32) {
-    const int row = i / chunks, chunk = i % chunks;
+  for (int i = lane; i < 16 * kMi * Tile::kChunks; i += 32) {   // all of a line, so that no two rows share a bank
+    const int row = i / Tile::kChunks, chunk = i % Tile::kChunks;
     if (row >= rows) break;
+    if (chunk * Tile::kPack >= size) continue;
     union {
       uint4 whole;
       T part[Tile::kPack];
@@ -215,6 +216,17 @@ cudaError_t dispatch_head_size(int size, const F& f) {
   return size <= 64 ? f(HeadSize<64>{}) : size <= 128 ? f(HeadSize<128>{}) : f(HeadSize<256>{});
 }
 
+// The same in warpgroups, whose products are of all features of their kernel: sizes between are kernels of their own.
+template <class F>
+cudaError_t dispatch_group_size(int size, const F& f) {
+  if (size > 64 && size <= 80) return f(HeadSize<80>{});
+  if (size > 80 && size <= 96) return f(HeadSize<96>{});
+  if (size > 128 && size <= 192) return f(HeadSize<192>{});
+  return dispatch_head_size(size, f);
+}
+// Of the kernels by mma.sync that stand in their place.
+__host__ __device__ constexpr int tile_size(int size) { return size <= 64 ? 64 : size <= 128 ? 128 : 256; }
+
 // Whether this build has code for GPUs of capability 9.0. They take that, and no older one.
 constexpr bool built_for_groups() {
 #ifdef __CUDA_ARCH_LIST__
@@ -227,11 +239,10 @@ constexpr bool built_for_groups() {
 // f(integral size, whether in warpgroups): of the kernels for these elements, the one that this GPU takes.
 template <class T, class F>
 cudaError_t dispatch_heads(const AttentionCudaArgs& a, const F& f) {
-  return dispatch_head_size(a.size > a.value_size ? a.size : a.value_size, [&](auto size) {
-    if constexpr (sizeof(T) == 2 && built_for_groups())
-      if (a.capability == 9) return f(size, std::true_type());
-    return f(size, std::false_type());
-  });
+  const int size = a.size > a.value_size ? a.size : a.value_size;
+  if constexpr (sizeof(T) == 2 && built_for_groups())
+    if (a.capability == 9) return dispatch_group_size(size, [&](auto own) { return f(own, std::true_type()); });
+  return dispatch_head_size(size, [&](auto own) { return f(own, std::false_type()); });
 }
 
 template <class Kernel, class Args>

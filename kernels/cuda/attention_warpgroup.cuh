@@ -1,7 +1,7 @@
 // What forward and backward of attention share on sm_90a, where warpgroups of four warps multiply by wgmma.
 //
-// Heads lie in shared memory as panels of 64 features. A product by depth reads lines as they are; one over rows (keys
-// of values, queries of their gradients) reads the same panels across.
+// Heads lie in shared memory as panels of 64 features; of the last one 16 or 32 may be all there is. A product by depth
+// reads lines as they are; one over rows (keys of values, queries of their gradients) reads the same panels across.
 #pragma once
 
 #include "attention_tiles.cuh"
@@ -13,13 +13,14 @@ constexpr int kGroupRows = 64;   // of a product that one warpgroup makes
 // Handed round, so that the compiler sees that whole warps take a branch together: else it lets no wgmma overlap.
 __device__ __forceinline__ int warpgroup() { return __shfl_sync(~0u, int(threadIdx.x / 128), 0); }
 
-// [kRowCount, kD] of a head: kRowCount / kLines blocks of kD / 64 panels.
+// [kRowCount, kD] of a head: kRowCount / kLines blocks of panels.
 template <class T, int kRowCount, int kD, int kLines = kRowCount < kGroupRows ? kRowCount : kGroupRows>
 struct Panels {
   using Element = T;
   using Panel = SharedTile<T, Major::depth, kLines, 64>;
-  static constexpr int kRows = kRowCount, kCount = kD / 64, kBlockBytes = kCount * Panel::kBytes;
+  static constexpr int kSize = kD, kRows = kRowCount, kCount = (kD + 63) / 64, kBlockBytes = kCount * Panel::kBytes;
   static constexpr int kBytes = kRows / kLines * kBlockBytes;
+  using Whole = SharedTile<T, Major::depth, kRows, 64 * kCount>;   // the same bytes, where results are stored
   static constexpr int kLeading = mutant(153) ? Panel::kBytes / 2 : Panel::kBytes, kStride = mutant(154) ? 512 : 1024;
 
   // Copies from row `first` of the head's `rows`; zeros beyond them and beyond `size`.
@@ -47,21 +48,29 @@ struct Panels {
 // c = A B^T over the features of a block of 64 rows of A and of B's rows; the caller fences, commits and waits.
 template <class A, class B, class T, int kTiles>
 __device__ __forceinline__ void group_multiply(float (&c)[kTiles][4], uint32_t a, uint32_t b) {
-  wgmma_panel<T, false>(c, A::by_depth(a, 0), B::by_depth(b, 0));
+  constexpr int kWhole = A::kSize / 64, kRest = A::kSize % 64 / 16;
+  wgmma_panel<T, false, 4>(c, A::by_depth(a, 0), B::by_depth(b, 0));
 #pragma unroll
-  for (int panel = 1; panel < A::kCount; ++panel)
-    wgmma_panel<T, true>(c, A::by_depth(a, panel), B::by_depth(b, panel));
+  for (int panel = 1; panel < kWhole; ++panel)
+    wgmma_panel<T, true, 4>(c, A::by_depth(a, panel), B::by_depth(b, panel));
+  if constexpr (kRest > 0) wgmma_panel<T, true, kRest>(c, A::by_depth(a, kWhole), B::by_depth(b, kWhole));
 }
 
 // c += P B over B's rows; P is what pack_held has made.
 template <class B, class T, int kNj, int kSteps>
 __device__ __forceinline__ void group_multiply_held(float (&c)[kNj][4], const uint32_t (&p)[kSteps][4], uint32_t b) {
-  constexpr int kTiles = kNj < 16 ? kNj : 16;
+  constexpr int kTiles = kNj < 16 ? kNj : 16, kRest = kNj % kTiles;   // 192 features: 128 and 64
+  const auto row = [&](int first, int step) { return B::over_rows(b, first / 8, 16 * step); };
 #pragma unroll
-  for (int first = 0; first < kNj; first += kTiles)
+  for (int first = 0; first + kTiles <= kNj; first += kTiles)
 #pragma unroll
     for (int step = 0; step < kSteps; step += 2)
-      wgmma_held<T, kTiles>(c + first, p[step], p[step + 1], B::over_rows(b, first / 8, 16 * step));
+      wgmma_held<T, kTiles>(c + first, p[step], p[step + 1], row(first, step));
+  if constexpr (kRest > 0) {
+#pragma unroll
+    for (int step = 0; step < kSteps; step += 2)
+      wgmma_held<T, kRest>(c + kNj - kRest, p[step], p[step + 1], row(kNj - kRest, step));
+  }
 }
 
 // Rounds [64, 16 kSteps] of a warpgroup to T, as the left operand of the next product.
