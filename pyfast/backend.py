@@ -32,7 +32,7 @@ LITTLE_WORK = {
     "linear_act": 2**21,
     "attention": 2**22,
     "cross_entropy": 2**15,
-    "layer_norm": 2**17,
+    "layer_norm": 2**18,
 }
 OPS = (
     "linear_act",
