@@ -47,7 +47,9 @@ def test_linear_cross_entropy_with_large_tiles(capability) -> None:
 
 
 def test_linear_cross_entropy_reads_any_strides() -> None:
-    check(testing.linear_cross_entropy(9, 24, 70, bias=True), torch.float32, 80, strided)
+    # not perturbed: 2 units of a row's approximate logarithm are 8 of its small probabilities
+    case = testing.linear_cross_entropy(9, 24, 70, bias=True)
+    check(case, torch.float32, 80, strided, perturb=False)
 
 
 @pytest.mark.parametrize("needed", ["input", "linear_weight", "linear_bias"])
