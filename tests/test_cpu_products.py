@@ -7,7 +7,7 @@ import pytest
 
 import pyfast
 from pyfast import backend, testing
-from pyfast.testing import Case, linear_act, linear_glu
+from pyfast.testing import Case, linear_act, linear_cross_entropy, linear_glu
 from pyfast.tolerance import check_case
 
 pytestmark = pytest.mark.skipif(backend.extension() is None, reason="pyfast._C is not built")
@@ -37,6 +37,10 @@ CASES = [
     linear_glu(1031, 50, 31, bias=True),
     linear_act(1023, 65, 33, "silu"),
     linear_act(2100, 129, 65, "gelu_tanh"),
+    # Few rows that count (the first never does): W is read as it lies.
+    linear_cross_entropy(2, 77, 600, bias=True),
+    linear_cross_entropy(4, 33, 301, weighted=True, label_smoothing=0.1),
+    linear_cross_entropy(5, 33, 301),
 ]
 
 

@@ -6,12 +6,11 @@
 // a chunk of R rows W is read and packed twice and dW updated in place: 4 V K numbers moved for 6 R V K operations.
 // The classes are divided into ranges, as many as the sizes alone decide, and each range sums its own dX.
 // Gradients alone: all rows go at once and the logits are computed again (a fourth product), for a group of slabs at a
-// time: dW of a slab is finished, and rounded, at once, dX added up group by group. W is packed twice and dW written
-// once, whatever M. This is how 16-bit types go unless one chunk holds all rows: else dW of the first way, summed in
-// float32, would be larger than the logits.
+// time: dW of a slab is finished, and rounded, at once, dX added up group by group. W is packed twice, dW written once.
+// So go 16-bit types unless one chunk holds all rows: dW of the first way, in float32, would be larger than the logits.
 #include "linear_cross_entropy_plan.h"
 
-#include "act_rows.h"
+#include "few_rows.h"
 #include "log_sum_exp.h"
 
 namespace pyfast {
@@ -30,6 +29,7 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
   using Plan::side_by_side, Plan::weight, Plan::x_cols, Plan::x_rows;
 
   A weight_sum = 0;   // of the class weights
+  Operand<T> chunk_x{};   // the rows of this chunk that count
 
   using Plan::Plan;
 
@@ -52,19 +52,18 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
   }
 
   void pack_x(int64_t first, int64_t rows) {
+    const T* all = static_cast<const T*>(a.x);
     const int64_t k = a.depth;
-    const T* x = static_cast<const T*>(a.x) + a.row_index[first] * a.x_row_stride;
-    int64_t stride = a.x_row_stride;
+    chunk_x = {all + a.row_index[first] * a.x_row_stride, a.x_row_stride, 1, rows, k};
     if (!side_by_side(first, rows)) {
       parallel_for(rows, max_of(1, 32768 / max_of(k, 1)), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-          __builtin_memcpy(gathered + i * k, static_cast<const T*>(a.x) + a.row_index[first + i] * a.x_row_stride,
-                           size_t(k) * sizeof(T));
+          __builtin_memcpy(gathered + i * k, all + a.row_index[first + i] * a.x_row_stride, size_t(k) * sizeof(T));
       });
-      x = gathered, stride = k;
+      chunk_x = {gathered, k, 1, rows, k};
     }
-    pack_rows<Core>(x_rows, Operand<T>{x, stride, 1, rows, k});
-    if (a.dweight) pack_cols<Core>(x_cols, Operand<T>{x, 1, stride, k, rows});
+    pack_rows<Core>(x_rows, chunk_x);
+    if (a.dweight) pack_cols<Core>(x_cols, Operand<T>{chunk_x.data, 1, chunk_x.lane_stride, k, rows});
   }
 
   Operand<T> weights(int64_t at, int64_t width) const {   // lanes: classes
@@ -74,8 +73,9 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
     return {weight + at * a.weight_row_stride, a.weight_col_stride, a.weight_row_stride, a.depth, width};
   }
 
-  // The panels of W for the logits of one slab, in memory of this thread.
-  const Elem* packed_slab(int64_t at, int64_t width) const {
+  // The panels of W for the logits of one slab, in memory of this thread; none for few rows, which read W as it lies.
+  const Elem* packed_slab(int64_t at, int64_t width, int64_t rows) const {
+    if (rows <= kFewRows && a.weight_col_stride == 1) return nullptr;
     Elem* to = scratch<Elem>(kWeightSlot, panels_size<Core>(Core::kCols, kSlab, a.depth));
     pack_cols<Core>(to, weights(at, width));
     return to;
@@ -83,7 +83,9 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
 
   // c[n][kBlockCols]: the logits of n rows from `row` on, of the slab at `at`.
   void logits_of(const Elem* slab, int64_t at, int64_t width, int64_t rows, int64_t row, int64_t n, A* c) const {
-    multiply_block<Core>({x_rows, rows, a.depth}, {slab, width, a.depth}, row, n, 0, width, c);
+    for (int64_t i = 0; !slab && i < n; ++i)
+      multiply_row(chunk_x.from(row + i, 0).data, weights(at, width), width, c + i * kBlockCols);
+    if (slab) multiply_block<Core>({x_rows, rows, a.depth}, {slab, width, a.depth}, row, n, 0, width, c);
     if (a.bias)
       for (int64_t i = 0; i < n; ++i) add_row(c + i * kBlockCols, bias + at, width);
   }
@@ -100,7 +102,7 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t at = task / parts * kSlab, width = min_of(kSlab, a.classes - at);
         const int64_t from = task % parts * each * kBlockRows, to = min_of(rows, from + each * kBlockRows);
-        const Elem* slab = packed_slab(at, width);
+        const Elem* slab = packed_slab(at, width, rows);
         for (int64_t row = from; row < to; row += kBlockRows) {
           const int64_t n = min_of(kBlockRows, to - row);
           logits_of(slab, at, width, rows, row, n, c);
@@ -161,7 +163,7 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
   // both products want them, into panels of rows (part of panels that are `deep` deep) and of classes.
   void make_slab(int64_t first, int64_t rows, int64_t at, int64_t width, Elem* by_rows, int64_t deep,
                  Elem* by_classes) {
-    const Elem* slab = keep ? nullptr : packed_slab(at, width);
+    const Elem* slab = keep ? nullptr : packed_slab(at, width, rows);
     const int64_t deep_rows = padded_depth<Core>(rows);
     A* c = block();
     for (int64_t row = 0; row < rows; row += kBlockRows) {
@@ -242,11 +244,10 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
       const int64_t classes = min_of(group, a.classes - at), deep = padded_depth<Core>(classes);
       group_slabs(at, classes, deep);
       if (!a.dx) continue;
-      multiply_panels<Core>({group_gradients, a.rows, classes}, {group_weights, a.depth, classes},
-                            [&](int64_t row, int64_t count, int64_t col, int64_t n, const A* c) {
-                              for (int64_t i = 0; i < count; ++i)
-                                accumulate_row(dx + (row + i) * a.depth + col, c + i * kBlockCols, n);
-                            });
+      const auto add = [&](int64_t row, int64_t count, int64_t col, int64_t n, const A* c) {
+        for (int64_t i = 0; i < count; ++i) accumulate_row(dx + (row + i) * a.depth + col, c + i * kBlockCols, n);
+      };
+      multiply_panels<Core>({group_gradients, a.rows, classes}, {group_weights, a.depth, classes}, add);
     }
   }
 
