@@ -160,9 +160,10 @@ def test_linear_glu_by_tensor_maps_has_a_lean_main_loop(tile) -> None:
     assert runs[1].bank_factor == 1
 
 
-# 125: both halves of a tile of one weight; 126: the second weight not from its start.
-@pytest.mark.parametrize("mutant", [0, 125, 126])
+# 118, 127: barriers not initialised, a stage not free; 125: both halves of a tile of one weight;
+# 126: the second weight not from its start.
+@pytest.mark.parametrize("mutant", [0, 118, 125, 126, 127])
 def test_linear_glu_by_tensor_maps_defect_is_caught(mutant) -> None:
     told = pytest.raises((AssertionError, Violation)) if mutant else contextlib.nullcontext()
     with told:
-        by_maps((130, 72, 128), TMA, mutant)
+        by_maps((130, 72, 640), TMA, mutant, order="random", processors=1)

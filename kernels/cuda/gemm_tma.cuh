@@ -39,6 +39,17 @@ struct Ring {
   int stage = 0;
   uint32_t parity = 0;   // of the phase that the stage is in
 
+  // The whole block, before anybody waits.
+  __device__ __forceinline__ void open() const {
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < Tile::kStages; ++s) {
+        mbarrier_init(full() + s * 8, 1);
+        mbarrier_init(empty() + s * 8, Tile::kWarps);
+      }
+      fence_mbarrier_init();
+    }
+    if (!mutant(118)) __syncthreads();
+  }
   __device__ __forceinline__ uint32_t data() const { return memory + stage * Tile::kStageBytes; }
   __device__ __forceinline__ uint32_t full() const { return memory + Tile::kBarriers + stage * 8; }
   __device__ __forceinline__ uint32_t empty() const { return full() + Tile::kStages * 8; }
@@ -149,14 +160,7 @@ __global__ void __launch_bounds__(kHasWgmma ? Tile::kThreads : 32, 1)
     Ring<Tile> ring{shared_address(memory)};
     const int warp = threadIdx.x / 32, first = blockIdx.y * g.split_k;
     const int steps = (min(g.k - first, g.split_k) + Tile::kK - 1) / Tile::kK;
-    if (threadIdx.x == 0) {
-      for (int stage = 0; stage < Tile::kStages; ++stage) {
-        mbarrier_init(ring.full() + stage * 8, 1);
-        mbarrier_init(ring.empty() + stage * 8, Tile::kWarps);
-      }
-      fence_mbarrier_init();
-    }
-    if (!mutant(118)) __syncthreads();
+    ring.open();
     if (warp >= Tile::kWarps) {
       give_registers<Tile::kFew>();
       if (threadIdx.x == 32 * Tile::kWarps) copy_tiles<Tile, kA, kB>(a, b, g, first, steps, ring);

@@ -39,7 +39,7 @@ __device__ __forceinline__ void copy_paired_tiles(const PairedMaps& maps, const 
   prefetch_map(&maps.second);
   each_tile<Tile>(g, [&](int2 origin) {
     for (int step = 0; step < steps; ++step, ring.step()) {
-      mbarrier_wait(ring.empty(), ring.parity ^ 1);
+      if (!mutant(127)) mbarrier_wait(ring.empty(), ring.parity ^ 1);
       mbarrier_arrive_expect(ring.full(), Tile::kStageBytes);
       const int k = first + step * Tile::kK;
       copy_boxes<Major::depth, Tile::kM>(ring.data(), maps.a, origin.x, k, ring.full());
@@ -87,14 +87,7 @@ __global__ void __launch_bounds__(kHasWgmma ? Tile::kThreads : 32, 1)
     Ring<Tile> ring{shared_address(memory)};
     const int warp = threadIdx.x / 32, first = blockIdx.y * g.split_k;
     const int steps = (min(g.k - first, g.split_k) + Tile::kK - 1) / Tile::kK;
-    if (threadIdx.x == 0) {
-      for (int stage = 0; stage < Tile::kStages; ++stage) {
-        mbarrier_init(ring.full() + stage * 8, 1);
-        mbarrier_init(ring.empty() + stage * 8, Tile::kWarps);
-      }
-      fence_mbarrier_init();
-    }
-    __syncthreads();
+    ring.open();
     if (warp >= Tile::kWarps) {
       give_registers<Tile::kFew>();
       if (threadIdx.x == 32 * Tile::kWarps) copy_paired_tiles<Tile, kPairing, kB>(maps, g, first, steps, ring);
