@@ -68,15 +68,7 @@ __device__ __forceinline__ void multiply_features(float (&c)[kMi][kNj][4], uint3
     for (int start = 0; start < depth; start += kRun) {
       float part[kMi][kNj][4] = {};
 #pragma unroll 1
-      for (int k = start; k < start + kRun; k += 4) {
-        float left[kMi][2][4], right[kNj][2][4];
-#pragma unroll
-        for (int i = 0; i < kMi; ++i)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) load_depth<A>(left[i][h], a, a_row + 16 * i + 8 * h + lane_id() / 4, k);
-        load_columns<B>(right, b, b_row, k);
-        multiply_add(part, left, right);
-      }
+      for (int k = start; k < start + kRun; k += 4) multiply_four<A, B>(part, a, a_row, b, b_row, k);
 #pragma unroll
       for (int i = 0; i < kMi; ++i)
 #pragma unroll

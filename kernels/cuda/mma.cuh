@@ -155,6 +155,19 @@ __device__ __forceinline__ void load_columns(float (&b)[kNj][2][4], uint32_t til
     for (int w = 0; w < 2; ++w) load_depth<Tile>(b[j][w], tile, row + 8 * j + lane_id() % 4 * 2 + w, depth);
 }
 
+// c += A[a_row ..] B[b_row ..]^T over four of depth from `k` on, both in shared memory.
+template <class A, class B, int kMi, int kNj>
+__device__ __forceinline__ void multiply_four(float (&c)[kMi][kNj][4], uint32_t a, int a_row, uint32_t b, int b_row,
+                                              int k) {
+  float left[kMi][2][4], right[kNj][2][4];
+#pragma unroll
+  for (int i = 0; i < kMi; ++i)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) load_depth<A>(left[i][h], a, a_row + 16 * i + 8 * h + lane_id() / 4, k);
+  load_columns<B>(right, b, b_row, k);
+  multiply_add(c, left, right);
+}
+
 // ---- products of a warp, for any element ----
 
 // c += A[a_row ..] B[b_row ..]^T, both in shared memory, over the first `depth` of the tiles rounded up to 32.
@@ -164,15 +177,8 @@ __device__ __forceinline__ void multiply(float (&c)[kMi][kNj][4], uint32_t a, in
   using T = typename A::Element;
   if constexpr (sizeof(T) == 4) {
 #pragma unroll 1
-    for (int k = 0; k < min(A::kDepth, (depth + 31) / 32 * 32); k += 4) {
-      float left[kMi][2][4], right[kNj][2][4];
-#pragma unroll
-      for (int i = 0; i < kMi; ++i)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) load_depth<A>(left[i][h], a, a_row + 16 * i + 8 * h + lane_id() / 4, k);
-      load_columns<B>(right, b, b_row, k);
-      multiply_add(c, left, right);
-    }
+    for (int k = 0; k < min(A::kDepth, (depth + 31) / 32 * 32); k += 4)
+      multiply_four<A, B>(c, a, a_row, b, b_row, k);
   } else {
 #pragma unroll
     for (int k = 0; k < A::kDepth; k += 16) {
