@@ -15,7 +15,7 @@ from tests.emulator.triton import emulated
 from tests.run_case import strided
 from tests.triton_lanes import LANES, check, check_twice, runs
 
-linear_glu = triton_rooms._module("linear_glu")
+linear_glu, glu_backward = map(triton_rooms._module, ("linear_glu", "glu_backward"))
 B = torch.bfloat16
 
 
@@ -47,10 +47,12 @@ def test_linear_glu_reads_each_weight_by_its_own_strides(flipped, dtype, capabil
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_linear_glu_with_large_tiles(capability, monkeypatch) -> None:
-    large = linear_glu.glu_launch_config(divmod(capability, 10), B, 8192, 4096, 1024)
+    size = (divmod(capability, 10), B, 8192, 4096, 1024)
+    large, whole = linear_glu.glu_launch_config(*size), glu_backward.launch_config(*size)
     assert large.block_m == 128
     monkeypatch.setattr(linear_glu, "launch_config", lambda *_: large)
     monkeypatch.setattr(linear_glu, "glu_launch_config", lambda *_: large)
+    monkeypatch.setattr(glu_backward, "launch_config", lambda *_: whole)
     check(testing.linear_glu(130, 80, 272), B, capability, processors=2)
 
 
