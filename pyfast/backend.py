@@ -25,11 +25,12 @@ from pyfast import choosers, cuda_rooms, extension_module, triton_rooms, tuning
 
 BACKENDS = ("auto", "cpp", "cuda", "triton", "torch")
 REQUIRABLE = ("", "cpp", "cuda", "triton")
-# Up to here `auto` leaves float32 CPU tensors to torch's own operators. They were measured to be
-# quicker there, forward and backward on one thread (linear_act on two): a gradient in Python costs
-# more than so little arithmetic. In multiply-adds; for the norm and the loss in elements.
+# Multiply-adds (norm, cross_entropy: elements) up to which torch was quicker in float32 on the CPU,
+# backward too, on one thread (linear_act: two): a gradient in Python costs more than such work.
 LITTLE_WORK = {
     "linear_act": 2**21,
+    "linear_glu": 2**23,  # without gradients an eighth of it
+    "linear_cross_entropy": 2**24,
     "attention": 2**22,
     "cross_entropy": 2**15,
     "layer_norm": 2**18,

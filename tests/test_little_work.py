@@ -17,6 +17,12 @@ TORCHS = (
 LITTLE = {
     "linear_act": lambda: pyfast.linear_act(torch.ones(2, 3, requires_grad=True), torch.ones(4, 3)),
     "layer_norm": lambda: pyfast.layer_norm(torch.ones(2, 3, requires_grad=True), (3,)),
+    "linear_glu": lambda: pyfast.linear_glu(
+        torch.ones(2, 3, requires_grad=True), torch.ones(4, 3), torch.ones(4, 3)
+    ),
+    "linear_cross_entropy": lambda: pyfast.linear_cross_entropy(
+        torch.ones(2, 3, requires_grad=True), torch.ones(4, 3), torch.tensor([0, 3])
+    ),
     "attention": lambda: pyfast.attention(*[torch.ones(1, 1, 4, 8, requires_grad=True)] * 3),
     "cross_entropy": lambda: pyfast.cross_entropy(
         torch.ones(2, 3, requires_grad=True), torch.tensor([0, 2])
@@ -66,6 +72,11 @@ def test_little_norms_without_gradients_are_torchs(dtype: torch.dtype) -> None:
 def test_little_work_answers_a_bad_target_in_our_words() -> None:
     with pytest.raises((ValueError, RuntimeError), match="cross_entropy: target"):
         pyfast.cross_entropy(torch.ones(2, 3), torch.tensor([0, 3]))
+    with pytest.raises((ValueError, RuntimeError), match="linear_cross_entropy: target"):
+        pyfast.linear_cross_entropy(torch.ones(2, 3), torch.ones(3, 3), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="linear_glu: gate_bias must be"):
+        x = torch.ones(2, 3, requires_grad=True)
+        pyfast.linear_glu(x, torch.ones(4, 3), torch.ones(4, 3), torch.ones(1))
 
 
 @pytest.mark.little_work

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyfast import backend, reference
@@ -10,6 +11,7 @@ from pyfast.ops.checks import expect, expect_float, expect_like, expect_shape, t
 from pyfast.ops.cross_entropy import check_targets, in_accumulator_type, loss_dtype
 from pyfast.ops.register import below_autograd, differentiable, register_fake
 
+LITTLE_LOGITS = 2**18  # as many may exist whole, 1 MB, where torch is quicker
 WHOLE_LOGITS = 32 << 20  # bytes in float32 up to which the logits are kept from loss to gradients
 
 
@@ -48,6 +50,12 @@ def linear_cross_entropy(
     """
     op = "linear_cross_entropy"
     ignore_index = -100 if ignore_index is None else ignore_index
+    if weight is None and dtype is None:
+        modes = {"ignore_index": ignore_index, "reduction": reduction}
+        modes |= {"label_smoothing": label_smoothing}
+        loss = _by_torch(input, linear_weight, linear_bias, target, modes)
+        if loss is not None:
+            return loss
     out = loss_dtype(input, dtype) if isinstance(input, Tensor) else dtype
     input, linear_weight, linear_bias = to_autocast(input, linear_weight, linear_bias)
     _parse(op, input, linear_weight, linear_bias)
@@ -81,6 +89,31 @@ def linear_cross_entropy(
         *need,
     )
     return (loss.reshape(target.shape) if reduction == "none" else loss).to(out)
+
+
+def _by_torch(
+    input: Any, linear_weight: Any, linear_bias: Any, target: Any, modes: dict[str, Any]
+) -> Tensor | None:
+    """Little float32 work by torch's own operators; None: not that, or an argument does not fit."""
+    try:
+        classes, _ = linear_weight.shape
+        if (
+            input.numel() * classes > backend.little_work("linear_cross_entropy")
+            or target.numel() * classes > LITTLE_LOGITS
+            or input.dtype is not torch.float32
+            or not input.is_cpu
+            or target.dtype is not torch.int64
+            or target.shape != input.shape[:-1]
+            or (linear_bias is not None and linear_bias.shape != (classes,))
+            or not 0 <= modes["label_smoothing"] <= 1
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return None
+        logits = F.linear(input, linear_weight, linear_bias).reshape(-1, classes)
+        loss = F.cross_entropy(logits, target.reshape(-1), **modes)
+        return loss.reshape(target.shape) if modes["reduction"] == "none" else loss
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _parse(op: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:

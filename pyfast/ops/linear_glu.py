@@ -35,6 +35,8 @@ def linear_glu(
     Raises:
         ValueError, TypeError, RuntimeError: a shape or a name, a dtype, or a device does not fit.
     """
+    if _is_little(x, gate_weight, up_weight, gate_bias, up_bias, act):
+        return reference.linear_glu(x, gate_weight, up_weight, gate_bias, up_bias, act)
     tensors = to_autocast(x, gate_weight, up_weight, gate_bias, up_bias)
     n, k = _parse(*tensors, act)
     x = tensors[0]
@@ -44,6 +46,26 @@ def linear_glu(
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     out, _, _ = _linear_glu(x2d, *tensors[1:], act, save)  # [M, N]
     return out.reshape(*x.shape[:-1], n)
+
+
+def _is_little(x: Any, gate_weight: Any, up_weight: Any, *rest: Any) -> bool:
+    """Whether the arguments fit, and torch's own operators are quicker."""
+    *biases, act = rest
+    try:
+        n, k = gate_weight.shape
+        tensors = [x, gate_weight, up_weight, *(bias for bias in biases if bias is not None)]
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return (
+            x.numel() * n <= backend.little_work("linear_glu") // (1 if wanted else 8)
+            and all(t.dtype is torch.float32 and t.is_cpu for t in tensors)
+            and up_weight.shape == (n, k)
+            and x.shape[-1] == k
+            and all(bias is None or bias.shape == (n,) for bias in biases)
+            and act in ACTIVATIONS
+            and not torch.is_autocast_enabled("cpu")
+        )
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
 
 
 def _parse(
