@@ -57,6 +57,7 @@ EDGES = [
     testing.cross_entropy(1, 1),
     testing.cross_entropy(2, 65793, label_smoothing=0.1),
     testing.cross_entropy(3, 5003, weighted=True),
+    testing.cross_entropy(32775, 2),  # more rows than blocks in one dimension of a grid
     testing.rope(1, 1, 3, 2),
     testing.rope(2, 5, 3, 80),
     testing.rope(0, 2, 3, 8),
@@ -97,6 +98,17 @@ def misaligned(_: str, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("op", OPS)
 def test_cuda_takes_any_layout(op, change) -> None:
     check(testing.cases(op)[0], torch.float32, 80, change)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("name", "gap"), [("x", 2), ("cos", 1), ("sin", 2)])
+def test_cuda_rope_reads_rows_at_any_distance(name, gap, interleaved) -> None:
+    """Four elements at once only where every row begins at a multiple of them."""
+
+    def apart(which: str, t: Tensor) -> Tensor:
+        return torch.cat((t, t[..., :gap]), -1)[..., : t.shape[-1]] if which == name else t
+
+    check(testing.rope(2, 3, 5, 16, interleaved), torch.float32, 80, apart)
 
 
 # Operands that kernels read by their own strides.
