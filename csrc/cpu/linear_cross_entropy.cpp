@@ -19,9 +19,10 @@ struct Gradients {
 
 // Rows whose target counts: the others are left out of every product.
 std::vector<int64_t> counted_rows(const Targets& targets) {
+  const int64_t* target = targets.data();
   std::vector<int64_t> rows;
   for (int64_t i = 0; i < targets.rows; ++i)
-    if (targets.data()[i] != targets.ignore_index) rows.push_back(i);
+    if (target[i] != targets.ignore_index) rows.push_back(i);
   return rows;
 }
 
