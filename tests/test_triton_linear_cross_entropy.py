@@ -52,6 +52,21 @@ def test_linear_cross_entropy_reads_any_strides() -> None:
     check(case, torch.float32, 80, strided, perturb=False)
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_linear_cross_entropy_of_transposed_weights_counts_no_more_than_its_classes(
+    capability, monkeypatch
+) -> None:
+    """Odd columns are packed with zeros behind them, which are no classes with logits of 0."""
+    monkeypatch.setattr(room, "LEAST_BUDGET", 1)
+    case = testing.linear_cross_entropy(70, 64, 517, bias=True, weighted=True, label_smoothing=0.1)
+
+    def transposed(name: str, t: torch.Tensor) -> torch.Tensor:
+        return t.t().contiguous().t() if name == "linear_weight" else t
+
+    log = check(case, B, capability, transposed)
+    assert sum(launch.name == "_slab_kernel" for launch in log) == 3
+
+
 @pytest.mark.parametrize("needed", ["input", "linear_weight", "linear_bias"])
 def test_linear_cross_entropy_makes_only_the_gradient_that_is_needed(needed) -> None:
     inputs = testing.linear_cross_entropy(19, 24, 70, bias=True).inputs(torch.float32)

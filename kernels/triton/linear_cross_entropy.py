@@ -33,7 +33,8 @@ class Problem(NamedTuple):
     """The operands after the guards, rows that count first."""
 
     x: Tensor  # [M, K], gathered, zeros where rows do not count; zeros may end its rows
-    weight: Tensor  # [V, K], any strides; as x
+    weight: Tensor  # [V, K], any strides; as x, and rows of zeros may follow
+    classes: int  # V
     depth: int  # K
     bias: Tensor | None
     target: Tensor  # [M] int64, gathered
@@ -77,8 +78,8 @@ def _problem(
     count = (rows - ignored.sum(dtype=torch.int32)).reshape(1).to(torch.int32)
     (weight,) = arranged(logits_config(capability(x), x.dtype, rows, classes, depth), weight)
     return Problem(
-        packed_rows(x, index, count), weight, depth, bias, target.index_select(0, index), target,
-        class_weight, index, count, ignore_index, smoothing,
+        packed_rows(x, index, count), weight, classes, depth, bias, target.index_select(0, index),
+        target, class_weight, index, count, ignore_index, smoothing,
     )  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad_x, grad_weight, grad_bias), empty where not needed; lse [M, 2] in the given order."""
     need_x, need_weight, need_bias = need[0], need[1], need[2] and p.bias is not None
-    rows, classes, depth = p.x.shape[0], p.weight.shape[0], p.depth
+    rows, classes, depth = p.x.shape[0], p.classes, p.depth
     dx = p.x.new_zeros((rows, depth) if need_x else 0)
     dweight = p.x.new_empty((classes, depth) if need_weight else 0)
     dbias = p.x.new_empty(classes if need_bias else 0)

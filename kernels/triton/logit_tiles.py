@@ -224,7 +224,7 @@ def logits_config(
 
 def launch_tiles(p: "Problem") -> tuple[Tensor, Tensor, int]:
     """(partial sums [3, column tiles, M], logit of the target [M], columns of a tile)."""
-    m, n = p.x.shape[0], p.weight.shape[0]
+    m, n = p.x.shape[0], p.classes
     config = logits_config(capability(p.x), p.x.dtype, m, n, p.depth)
     shape = (3 if p.smoothing > 0 else 2, triton.cdiv(n, config.block_n), m)
     partial = p.x.new_empty(shape, dtype=torch.float32)
@@ -245,7 +245,7 @@ def launch_losses(
 ) -> None:
     """Fills loss [M] and lse [M, 2] of the rows that count, in the given order."""
     partial, at_target, width = tiles
-    m, n = p.x.shape[0], p.weight.shape[0]
+    m, n = p.x.shape[0], p.classes
     _losses_kernel[(triton.cdiv(m, LOSS_ROWS),)](
         partial, at_target, p.target, p.class_weight, p.index, p.count, loss, lse,
         m, n, p.smoothing,
@@ -263,15 +263,17 @@ def launch_slab(
     dlogits: Tensor,
 ) -> None:
     """Fills dlogits [M, width], where rows count, with the gradient of logits, then zeros."""
-    weight, bias = p.weight[classes], None if p.bias is None else p.bias[classes]
-    m, n = p.x.shape[0], weight.shape[0]
+    bias = None if p.bias is None else p.bias[classes]
+    m, n = p.x.shape[0], classes.stop - classes.start
+    # the last slab has what follows in memory, too: its loads stay 16 bytes wide
+    weight = p.weight[classes.start : None if classes.stop == p.classes else classes.stop]
     config = logits_config(capability(p.x), p.x.dtype, m, n, p.depth)
     mapped = p.depth > 0 and maps(config, p.x)
     given, orders = operands(mapped, config, p.x, weight)
     _slab_kernel[(config.programs(m, n, processors(p.x)),)](
         *given, bias, p.target, p.class_weight, p.index, p.count,
         grad_loss, lse, totals, dlogits,
-        n, p.depth, p.weight.shape[0], classes.start, grad_loss.stride(0) if grad_loss.dim() else 0,
+        n, p.depth, p.classes, classes.start, grad_loss.stride(0) if grad_loss.dim() else 0,
         p.smoothing, *dlogits.shape[1:], dlogits.stride(0),
         p.x.stride(0), *weight.stride(),
         MEAN=mean, MAPS=mapped, **orders, **config.keywords(),
