@@ -86,6 +86,27 @@ def test_products_of_odd_sizes_load_16_bytes(capability) -> None:
 @pytest.mark.parametrize(
     "case",
     [
+        testing.linear_act(128, 96, 129, "gelu"),
+        testing.linear_glu(128, 96, 129),
+        testing.linear_cross_entropy(128, 96, 129),
+    ],
+    ids=str,
+)
+def test_float32_products_do_not_wait_for_banks(case) -> None:
+    """Weights as they lie took 6.6 to 8.8 times the waves. A left operand that is not turned has
+    rows of both halves of a warp in one bank: 1.14 to 1.21.
+    """
+    budget = case_budget(case, torch.float32)
+    rows = triton_budgets.counted(budget)
+    for row in rows:
+        waves = row.get("shared_load_waves", 0) + row.get("shared_store_waves", 0)
+        ideal = row.get("shared_load_ideal", 0) + row.get("shared_store_ideal", 0)
+        assert waves <= 1.22 * ideal, row
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
         testing.norm("layer_norm", 4, 8192, residual=True),  # the widest row kept in registers
         testing.norm("layer_norm", 4, 8191, residual=True),  # and one that may not be
         testing.norm("layer_norm", 4, 4095, residual=True),  # the longest run

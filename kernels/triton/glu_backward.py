@@ -17,6 +17,7 @@ from pyfast.kernels.matmul import (
     tile_offsets,
     whole,
 )
+from pyfast.kernels.packing import turned
 from pyfast.kernels.processors import processors
 from pyfast.kernels.tensor_maps import (
     CAPABILITY,
@@ -146,7 +147,7 @@ def input_gradient(pair: Tensor, gate_weight: Tensor, up_weight: Tensor, dx: Ten
     if config.block_m == 128 and capability(dx)[0] != CAPABILITY:
         config = THROUGH_REGISTERS  # two loops have twice the addresses
     a, b, gate, up = arranged(config, pair[0], pair[1], gate_weight.t(), up_weight.t())
-    mapped = maps(config, dx)
+    gate, up, mapped = turned(gate), turned(up), maps(config, dx)
     (a_given, gate_given), orders = operands(mapped, config, a, gate)
     (b_given, up_given), up_orders = operands(mapped, config, b, up)
     (made,), out_order = results(mapped, config, dx)

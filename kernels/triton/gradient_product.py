@@ -21,6 +21,7 @@ from pyfast.kernels.matmul import (
     launch_sum_parts,
     split_count,
 )
+from pyfast.kernels.packing import turned
 from pyfast.kernels.processors import processors
 from pyfast.kernels.tensor_maps import (
     CAPABILITY,
@@ -105,7 +106,7 @@ def gradient_product(
     (m, n), k = out.shape, min(dy.shape[1], b.shape[0])
     config = _config(dy, b, act, sums is not None, accumulate)
     dy, bt = arranged(config, dy, b.t())
-    mapped = maps(config, dy)
+    bt, mapped = turned(bt), maps(config, dy)
     splits = 1 if accumulate or counts == "rows" else split_count(config, m, n, k)
     part = out if splits == 1 else out.new_empty((splits, m * n), dtype=torch.float32)
     rows = splits * SUM_ROWS.value

@@ -23,7 +23,7 @@ from pyfast.kernels.matmul import (
     store_tile,
     tile_at,
 )
-from pyfast.kernels.packing import whole_columns
+from pyfast.kernels.packing import turned, whole_columns
 from pyfast.kernels.processors import processors
 from pyfast.kernels.tensor_maps import CAPABILITY, arranged, maps, operands, results
 
@@ -101,7 +101,7 @@ def linear_act_triton(
         return out, preact
     config = act_launch_config(capability(x), x.dtype, act, m, n, k)
     x, weight = arranged(config, x, weight)
-    mapped = k > 0 and maps(config, x)
+    weight, mapped = turned(weight), k > 0 and maps(config, x)
     given, orders = operands(mapped, config, x, weight)
     made, out_order = results(mapped, config, out, preact)
     _linear_act_forward_kernel[(config.programs(m, n, processors(x)),)](

@@ -24,7 +24,7 @@ from pyfast.kernels.matmul import (
     tile_at,
     tile_offsets,
 )
-from pyfast.kernels.packing import whole_columns
+from pyfast.kernels.packing import turned, whole_columns
 from pyfast.kernels.processors import processors
 from pyfast.kernels.tensor_maps import (
     CAPABILITY,
@@ -190,6 +190,7 @@ def linear_glu_triton(
         return out, gate, up
     config = glu_launch_config(capability(x), x.dtype, m, n, k)
     x, gate_weight, up_weight = arranged(config, x, gate_weight, up_weight)
+    gate_weight, up_weight = turned(gate_weight), turned(up_weight)
     mapped = k > 0 and maps(config, x)
     tile = config.block_n, config.block_k
     x_given, x_order = operand(mapped, x, config.block_m, config.block_k)

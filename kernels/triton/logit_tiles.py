@@ -18,6 +18,7 @@ from pyfast.kernels.matmul import (
     tile_offsets,
     whole,
 )
+from pyfast.kernels.packing import turned
 from pyfast.kernels.processors import processors
 from pyfast.kernels.tensor_maps import CAPABILITY, maps, operands
 
@@ -230,11 +231,12 @@ def launch_tiles(p: "Problem") -> tuple[Tensor, Tensor, int]:
     partial = p.x.new_empty(shape, dtype=torch.float32)
     at_target = torch.full((m,), float("nan"), dtype=torch.float32, device=p.x.device)
     mapped = p.depth > 0 and maps(config, p.x)
-    given, orders = operands(mapped, config, p.x, p.weight)
+    weight = turned(p.weight)
+    given, orders = operands(mapped, config, p.x, weight)
     _logit_tiles_kernel[(config.programs(m, n, processors(p.x)),)](
         *given, p.bias, p.target, p.class_weight, p.count, partial, at_target,
         m, n, p.depth,
-        p.x.stride(0), *p.weight.stride(),
+        p.x.stride(0), *weight.stride(),
         SMOOTH=p.smoothing > 0, MAPS=mapped, **orders, **config.keywords(),
     )  # fmt: skip
     return partial, at_target, config.block_n
@@ -266,7 +268,8 @@ def launch_slab(
     bias = None if p.bias is None else p.bias[classes]
     m, n = p.x.shape[0], classes.stop - classes.start
     # the last slab has what follows in memory, too: its loads stay 16 bytes wide
-    weight = p.weight[classes.start : None if classes.stop == p.classes else classes.stop]
+    stop = None if classes.stop == p.classes else classes.stop
+    weight = turned(p.weight[classes.start : stop])
     config = logits_config(capability(p.x), p.x.dtype, m, n, p.depth)
     mapped = p.depth > 0 and maps(config, p.x)
     given, orders = operands(mapped, config, p.x, weight)
