@@ -61,7 +61,7 @@ def many_rows() -> None:
 def hostile_target() -> None:
     """A target that is no class is not read."""
     with emulated():
-        loss = pyfast.cross_entropy(torch.randn(2, 37), torch.tensor([2**40, 5]), reduction="sum")
+        loss = pyfast.cross_entropy(torch.randn(2, 1037), torch.tensor([2**40, 5]), reduction="sum")
     assert loss.isnan()
 
 
@@ -78,7 +78,7 @@ def norm(cols: int, residual: bool = False) -> Callable[[], None]:
 
 @functools.cache
 def loss(**settings: object) -> Callable[[], None]:
-    return functools.partial(value, testing.cross_entropy(9, 131, **settings))
+    return functools.partial(value, testing.cross_entropy(9, 1031, **settings))
 
 
 rope = functools.partial(value, testing.rope(2, 3, 5, 16))
@@ -198,6 +198,13 @@ DEFECTS = [
         "mask = (offs >= 0) & (offs < n_cols)",
         "mask = (offs >= 0) & (offs <= n_cols)",
         loss(),
+    ),
+    (
+        "what is past the columns of short rows counted",
+        "cross_entropy_tiles.py",
+        "tl.where(is_col, tl.exp(x - _of_rows(top)), 0.0)",
+        "tl.exp(x - _of_rows(top))",
+        functools.partial(value, testing.cross_entropy(9, 131)),
     ),
     (
         "the weights of the classes forgotten in the gradient",

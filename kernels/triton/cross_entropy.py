@@ -16,6 +16,14 @@ from torch import Tensor
 
 from pyfast.kernels import guards
 from pyfast.kernels.class_weights import launch_reduce, launch_totals
+from pyfast.kernels.cross_entropy_tiles import (
+    MAX_COLS,
+    PROGRAMS_EACH,
+    cross_entropy_tile_backward_kernel,
+    cross_entropy_tile_forward_kernel,
+    tile_layout,
+)
+from pyfast.kernels.processors import processors
 
 OP = "cross_entropy"
 SECTOR = 32  # bytes; what memory delivers at once
@@ -186,6 +194,12 @@ def operands(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: s
     return Operands(logits, target, weight)
 
 
+def _are_tiles(x: Tensor) -> bool:
+    """Whether rows are read many at a time: short ones, one after the other."""
+    short = x.numel() > 0 and x.shape[1] <= MAX_COLS
+    return short and x.is_contiguous() and x.data_ptr() % guards.ALIGNMENT == 0
+
+
 def cross_entropy_triton(
     logits: Tensor,
     target: Tensor,
@@ -199,14 +213,22 @@ def cross_entropy_triton(
     rows, cols = x.shape
     loss = x.new_empty(rows, dtype=torch.float32)
     lse = x.new_empty((rows, 2), dtype=torch.float32)
-    if rows:
+    smooth = label_smoothing > 0
+    if _are_tiles(x):
+        layout, warps = tile_layout(cols, x.itemsize)
+        programs = min(triton.cdiv(rows, layout.rows), PROGRAMS_EACH * processors(x))
+        cross_entropy_tile_forward_kernel[(programs,)](
+            x, target, weight, loss, lse, rows, cols // layout.group, ignore_index, label_smoothing,
+            HAS_WEIGHT=weight is not None, SMOOTH=smooth, LAYOUT=layout, num_warps=warps,
+        )  # fmt: skip
+    elif rows:
         stride = x.stride(0)
         config = launch_config(cols, stride, x.itemsize, x.data_ptr())
         cross_entropy_forward_kernel[(rows,)](
             x, target, weight, loss, lse,
             cols // config.group, stride // config.group,
             x.data_ptr() % SECTOR // x.itemsize // config.group, ignore_index, label_smoothing,
-            HAS_WEIGHT=weight is not None, SMOOTH=label_smoothing > 0, GROUP=config.group,
+            HAS_WEIGHT=weight is not None, SMOOTH=smooth, GROUP=config.group,
             SECTOR=config.sector, CHUNKS=config.chunks, WIDTH=config.width,
             num_warps=config.num_warps,
         )  # fmt: skip
@@ -238,13 +260,24 @@ def cross_entropy_backward_triton(
     totals = None
     if mean or (smooth and weight is not None):
         totals = launch_totals(target, weight, cols, ignore_index)
+    grad_stride = grad_loss.stride(0) if each else 0
+    if _are_tiles(x):
+        layout, warps = tile_layout(cols, x.itemsize)
+        programs = min(triton.cdiv(rows, layout.rows), PROGRAMS_EACH * processors(x))
+        cross_entropy_tile_backward_kernel[(programs,)](
+            grad_loss, x, target, weight, totals, lse, dx,
+            rows, cols // layout.group, ignore_index, label_smoothing, grad_stride,
+            EACH=each, MEAN=mean, HAS_WEIGHT=weight is not None, SMOOTH=smooth, LAYOUT=layout,
+            num_warps=warps,
+        )  # fmt: skip
+        return dx
     stride = x.stride(0)
     config = launch_config(cols, stride, x.itemsize, x.data_ptr())
     cross_entropy_backward_kernel[(rows,)](
         grad_loss, x, target, weight, totals, lse, dx,
         cols // config.group, stride // config.group,
         x.data_ptr() % SECTOR // x.itemsize // config.group, ignore_index, label_smoothing,
-        grad_loss.stride(0) if each else 0,
+        grad_stride,
         MEAN=mean, HAS_WEIGHT=weight is not None, SMOOTH=smooth, GROUP=config.group,
         SECTOR=config.sector, CHUNKS=config.chunks, WIDTH=config.width,
         num_warps=config.num_warps,
