@@ -96,3 +96,21 @@ def test_cross_entropy_fills_sectors_below_1024_classes(classes, dtype) -> None:
     again = 0.03 if classes == 100 else 0.0
     assert_bars(found["cross_entropy_tile_forward_kernel"], 1.05 + again)
     assert_bars(found["cross_entropy_tile_backward_kernel"], 1.05)
+
+
+@pytest.mark.parametrize("dtype", [B, F], ids=str)
+@pytest.mark.parametrize("size", [32, 64, 96, 128])
+def test_rope_fills_sectors_where_half_a_head_is_whole_ones(size, dtype) -> None:
+    """Heads of 32 ask for the angles, which several warps need, more than once."""
+    case = testing.rope(2, 8, 64, size, interleaved=size % 64 == 0)
+    forward, backward = launches(case, dtype)
+    for launch in (forward, backward):
+        assert_bars(launch, 1.18 if size == 32 else 1.05)
+
+
+@pytest.mark.parametrize("dtype", [B, F], ids=str)
+def test_adamw_fills_sectors_of_odd_parameters(dtype) -> None:
+    """What it finishes with is a few numbers and no traffic."""
+    update, *_ = launches(testing.adamw(((401, 411), (777,), (1,))), dtype)
+    assert update.name == "adamw_update_kernel"
+    assert_bars(update, 1.05)
