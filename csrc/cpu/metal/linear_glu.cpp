@@ -62,11 +62,14 @@ void forward(const LinearGluArgs& a) {
     });
   };
   const auto finish_block = [&](int64_t row, int64_t rows, int64_t col, int64_t cols, A* z, int64_t stride) {
-    for (int64_t i = 0; i < rows; ++i, z += stride)
+    A gate[kBlockCols / 2], up[kBlockCols / 2];   // joined: the activation wants more than two vectors to work on
+    for (int64_t i = 0; i < rows; ++i, z += stride) {
       for (int64_t j = 0; j < cols; j += kPair) {
-        const int64_t at = (col + j) / 2;
-        finish(row + i, at, min_of(Core::kCols, a.n - at), z + j, z + j + Core::kCols);
+        __builtin_memcpy(gate + j / 2, z + j, Core::kCols * sizeof(A));
+        __builtin_memcpy(up + j / 2, z + j + Core::kCols, Core::kCols * sizeof(A));
       }
+      finish(row + i, col / 2, min_of(cols / 2, a.n - col / 2), gate, up);
+    }
   };
   linear_forward(rows, 2 * round_up(a.n, Core::kCols), pack, finish_block);
 }
