@@ -17,14 +17,19 @@ from pyfast.kernels import guards
 from pyfast.kernels.class_weights import launch_reduce, launch_totals
 from pyfast.kernels.gradient_product import gradient_product, sums_in_product
 from pyfast.kernels.linear_backward import act_backward
-from pyfast.kernels.logit_tiles import launch_losses, launch_slab, launch_tiles, logits_config
+from pyfast.kernels.logit_tiles import (
+    launch_losses,
+    launch_slab,
+    launch_tiles,
+    logits_config,
+    workspace,
+)
 from pyfast.kernels.matmul import capability
 from pyfast.kernels.packing import packed_rows, whole_columns
 from pyfast.kernels.tensor_maps import arranged
 
 OP = "linear_cross_entropy"
 REDUCTIONS = ("none", "mean", "sum")
-LEAST_BUDGET = 16 << 20  # bytes of a slab that are never too many
 SLAB_STEP = 256  # classes
 ROW_STEP = 16  # elements: rows of a slab begin where the widest loads can
 
@@ -48,8 +53,7 @@ class Problem(NamedTuple):
 
 def slab_classes(rows: int, classes: int, itemsize: int) -> int:
     """How many classes a slab has: about an eighth of the logits, or 16 MB."""
-    budget = max(LEAST_BUDGET, rows * classes * itemsize // 8)
-    fits = budget // max(1, rows * itemsize) // SLAB_STEP * SLAB_STEP
+    fits = workspace(rows, classes, itemsize) // max(1, rows * itemsize) // SLAB_STEP * SLAB_STEP
     return min(classes, max(SLAB_STEP, fits))
 
 

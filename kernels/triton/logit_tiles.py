@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # and not -inf: a row of nothing but -inf adds 0
 HUGE = tl.constexpr(1e30)  # logits beyond it are masks, from which differences would overflow
 LOSS_ROWS = 64
+LEAST_WORKSPACE = 16 << 20  # bytes that are never too many
 
 
 @triton.jit
@@ -213,6 +214,11 @@ def _slab_kernel(
         tl.store(dlogits_ptr + at, d.to(dlogits_ptr.dtype.element_ty), mask=mask)
 
 
+def workspace(rows: int, classes: int, itemsize: int) -> int:
+    """Bytes that a slab, or a copy of the weight, may take: an eighth of the logits, or 16 MB."""
+    return max(LEAST_WORKSPACE, rows * classes * itemsize // 8)
+
+
 def logits_config(
     capability: tuple[int, int], dtype: torch.dtype, m: int, n: int, k: int
 ) -> MatmulConfig:
@@ -231,7 +237,7 @@ def launch_tiles(p: "Problem") -> tuple[Tensor, Tensor, int]:
     partial = p.x.new_empty(shape, dtype=torch.float32)
     at_target = torch.full((m,), float("nan"), dtype=torch.float32, device=p.x.device)
     mapped = p.depth > 0 and maps(config, p.x)
-    weight = turned(p.weight)
+    weight = turned(p.weight, workspace(m, n, p.x.itemsize))
     given, orders = operands(mapped, config, p.x, weight)
     _logit_tiles_kernel[(config.programs(m, n, processors(p.x)),)](
         *given, p.bias, p.target, p.class_weight, p.count, partial, at_target,
@@ -269,7 +275,8 @@ def launch_slab(
     m, n = p.x.shape[0], classes.stop - classes.start
     # the last slab has what follows in memory, too: its loads stay 16 bytes wide
     stop = None if classes.stop == p.classes else classes.stop
-    weight = turned(p.weight[classes.start : stop])
+    most = workspace(m, p.classes, p.x.itemsize)
+    weight = turned(p.weight[classes.start : stop], most)
     config = logits_config(capability(p.x), p.x.dtype, m, n, p.depth)
     mapped = p.depth > 0 and maps(config, p.x)
     given, orders = operands(mapped, config, p.x, weight)
