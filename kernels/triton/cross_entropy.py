@@ -17,19 +17,19 @@ from torch import Tensor
 from pyfast.kernels import guards
 from pyfast.kernels.class_weights import launch_reduce, launch_totals
 from pyfast.kernels.cross_entropy_tiles import (
+    HUGE,
+    LOWEST,
     MAX_COLS,
     PROGRAMS_EACH,
     cross_entropy_tile_backward_kernel,
     cross_entropy_tile_forward_kernel,
     tile_layout,
 )
+from pyfast.kernels.norm_tiles import SECTOR
 from pyfast.kernels.processors import processors
 
 OP = "cross_entropy"
-SECTOR = 32  # bytes; what memory delivers at once
 REDUCTIONS = ("none", "mean", "sum")
-LOWEST = tl.constexpr(-3.4028234663852886e38)  # and not -inf: a column of nothing but -inf adds 0
-HUGE = tl.constexpr(1e30)  # logits beyond it are masks, from which differences would overflow
 
 
 class Config(NamedTuple):

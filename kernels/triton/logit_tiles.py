@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyfast.kernels.cross_entropy_tiles import HUGE, LOWEST
 from pyfast.kernels.gradient_product import THROUGH_REGISTERS
 from pyfast.kernels.matmul import (
     MatmulConfig,
@@ -25,8 +26,6 @@ from pyfast.kernels.tensor_maps import CAPABILITY, maps, operands
 if TYPE_CHECKING:
     from pyfast.kernels.linear_cross_entropy import Problem
 
-LOWEST = tl.constexpr(-3.4028234663852886e38)  # and not -inf: a row of nothing but -inf adds 0
-HUGE = tl.constexpr(1e30)  # logits beyond it are masks, from which differences would overflow
 LOSS_ROWS = 64
 LEAST_WORKSPACE = 16 << 20  # bytes that are never too many
 
