@@ -3,8 +3,6 @@
 // lanes, a logarithm, and a tail shorter than a vector.
 #pragma once
 
-#include <utility>
-
 #include "cross_entropy.h"
 #include "log_sum_exp.h"
 
@@ -16,23 +14,6 @@ constexpr int64_t kFewGradients = 64;   // those of more are made as quickly in 
 
 constexpr bool are_few(const CrossEntropyArgs& a) { return a.cols > 0 && a.cols <= kFewClasses; }
 constexpr bool are_few(const CrossEntropyBackwardArgs& a) { return a.cols > 0 && a.cols <= kFewGradients; }
-
-// Lane j of vector i and lane i of vector j change places: the off-diagonal quarters first, then those of each quarter.
-template <int kHalf, class V, int kSize, int... kLane>
-inline __attribute__((always_inline)) void exchange(V (&v)[kSize], std::integer_sequence<int, kLane...> lanes) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kSize; ++i) {
-    if (i & kHalf) continue;
-    const V a = v[i], b = v[i + kHalf];
-    v[i] = __builtin_shufflevector(a, b, (kLane & kHalf ? kSize + kLane - kHalf : kLane)...);
-    v[i + kHalf] = __builtin_shufflevector(a, b, (kLane & kHalf ? kSize + kLane : kLane + kHalf)...);
-  }
-  if constexpr (kHalf > 1) exchange<kHalf / 2>(v, lanes);
-}
-template <class V, int kSize>
-inline __attribute__((always_inline)) void transpose(V (&v)[kSize]) {
-  exchange<kSize / 2>(v, std::make_integer_sequence<int, kSize>{});
-}
 
 // kLanes<A> rows or less as columns: lane r of columns[c] is the logit of class c in row r. Lanes without a row repeat
 // the last, columns past `classes` hold anything.

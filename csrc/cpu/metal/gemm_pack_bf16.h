@@ -77,7 +77,7 @@ inline void lane_pairs_of_32(VecU& low, VecU& high, const float* p, int64_t next
   high = n > 16 ? lane_pairs(p + 16, next, n - 16) : VecU{};
 }
 
-inline void store_block(bf16* to, VecU block[16], bool turned) {
+inline void store_block(bf16* to, VecU (&block)[16], bool turned) {
   if (turned) transpose(block);
   for (int64_t i = 0; i < 16; ++i) __builtin_memcpy(to + 32 * i, &block[i], 64);
 }

@@ -221,5 +221,27 @@ inline float load_one(const bf16* p) { return load_part(p, 1)[0]; }
 inline float load_one(const f16* p) { return load_part(p, 1)[0]; }
 template <class T> inline void store_one(T* p, acc_t<T> x) { store_part(p, splat(x), 1); }
 
+// The numbers below n, as std::make_integer_sequence gives them.
+template <int... k> struct Numbers {};
+template <int n, int... k> struct NumbersBelow : NumbersBelow<n - 1, n - 1, k...> {};
+template <int... k> struct NumbersBelow<0, k...> { using type = Numbers<k...>; };
+
+// Lane j of vector i and lane i of vector j change places: the off-diagonal quarters first, then those of each quarter.
+template <int kHalf, class V, int kSize, int... kLane>
+inline __attribute__((always_inline)) void exchange(V (&v)[kSize], Numbers<kLane...> lanes) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kSize; ++i) {
+    if (i & kHalf) continue;
+    const V a = v[i], b = v[i + kHalf];
+    v[i] = __builtin_shufflevector(a, b, (kLane & kHalf ? kSize + kLane - kHalf : kLane)...);
+    v[i + kHalf] = __builtin_shufflevector(a, b, (kLane & kHalf ? kSize + kLane : kLane + kHalf)...);
+  }
+  if constexpr (kHalf > 1) exchange<kHalf / 2>(v, lanes);
+}
+template <class V, int kSize>
+inline __attribute__((always_inline)) void transpose(V (&v)[kSize]) {
+  exchange<kSize / 2>(v, typename NumbersBelow<kSize>::type());
+}
+
 }  // namespace
 }  // namespace pyfast
