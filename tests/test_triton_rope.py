@@ -29,10 +29,11 @@ def test_rope_takes_more_heads_than_a_program_holds(interleaved) -> None:
     check(testing.rope(1, 70, 1, 64, interleaved=interleaved), torch.bfloat16, 90)
 
 
-def test_rope_writes_each_element_once() -> None:
-    """Also where the batch is split among programs."""
-    log = check(testing.rope(5, 2, 3, 16), torch.float32, 80, processors=4)
+@pytest.mark.parametrize(("processors", "splits"), [(4, 5), (1, 2)])
+def test_rope_writes_each_element_once(processors, splits) -> None:
+    """Also where the batch is split among programs, of which each has one or several of it."""
+    log = check(testing.rope(5, 2, 7, 16), torch.float32, 80, processors=processors)
     for launch in log:
-        assert launch.grid[1] > 1
+        assert launch.grid[1] == splits
         assert launch.stats.benign_writes == 0
         assert launch.stats.store_bytes == launch.stats.distinct_written
