@@ -2,13 +2,11 @@
 // and stays in the first-level cache for the passes that follow.
 #pragma once
 
-#include "norm.h"
-#include "vecmath.h"
+#include "norm_stores.h"
 
 namespace pyfast {
 namespace {
 
-constexpr int64_t kRowGrain = 8;   // rows a thread takes at least: below that, waking it costs more
 constexpr int kSums = 4;           // running sums per row: an addition takes 4 cycles, one can start every cycle
 constexpr int kRowsAtOnce = 2;     // backward: column sums are loaded and stored once per so many rows; 4 leave L1
 constexpr int64_t kMostTogether = 2048;   // forward: columns up to which two rows and their results stay in L1
@@ -29,72 +27,6 @@ template <class A>
 inline A sum_of(const Vec<A> (&sums)[kSums]) {
   return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
-
-// Stores past the caches, which then read no line before it is written and keep the operands instead: float and, with
-// AVX-512, bfloat16.
-template <class L, class T, class V>
-inline void stream(L lanes, T* p, V v) {
-#ifdef __AVX512F__
-  if constexpr (__is_same(T, float)) return _mm512_stream_ps(p, (__m512)v);
-  if constexpr (__is_same(T, bf16)) {
-    __m256i narrow;
-    store(reinterpret_cast<bf16*>(&narrow), v);
-    return _mm256_stream_si256((__m256i*)p, narrow);
-  }
-#elif defined(__AVX2__)
-  if constexpr (__is_same(T, float)) return _mm256_stream_ps(p, (__m256)v);
-#endif
-  lanes.store(p, v);
-}
-
-// Whether the rows of T are streamed; for types without such stores the compiler need not see both ways.
-template <class T, class Args>
-inline bool streams(const Args& a) {
-#ifdef __AVX512F__
-  return (__is_same(T, float) || __is_same(T, bf16)) && a.streams;
-#elif defined(__AVX2__)
-  return __is_same(T, float) && a.streams;
-#else
-  return false;
-#endif
-}
-
-// Between what a thread streamed and what it does next.
-inline void finish_streams() {
-#ifdef __AVX2__
-  _mm_sfence();
-#endif
-}
-
-// Stores v; what it is when rounded to T.
-template <class A, class L, class T>
-inline Vec<A> stored(L lanes, T* p, Vec<A> v, bool streams) {
-  if (!streams) {
-    lanes.store(p, v);
-    return lanes.load(p);
-  }
-  stream(lanes, p, v);
-  if constexpr (sizeof(T) == sizeof(A)) return v;
-  T narrow[kLanes<A>];
-  store(narrow, v);
-  return load(narrow);
-}
-
-// weight or bias [n] in the accumulator type: in place, or converted once for many rows into this thread's scratch;
-// `absent` in every element where there is none.
-template <class T, class A = acc_t<T>>
-inline const A* widened(const void* affine, bool is_wide, int64_t n, int slot, A absent) {
-  if (affine && is_wide) return static_cast<const A*>(affine);
-  const T* narrow = static_cast<const T*>(affine);
-  A* wide = scratch<A>(slot, n);
-  if (!affine) {
-    for (int64_t i = 0; i < n; ++i) wide[i] = absent;
-    return wide;
-  }
-  sweep<A>(n, [&](auto lanes, int64_t i) { lanes.store(wide + i, lanes.load(narrow + i)); });
-  return wide;
-}
-
 
 // Rows of x + residual (if any) as the accumulator type, and the sum (kCentre) or sum of squares of each. What is
 // normalised is the sum as stored, rounded to T. `rows` tells where they are: in `buffer`, or in place.
@@ -219,73 +151,6 @@ void backward_rows(const NormBackwardArgs& a, int64_t first, const A* weight, A*
     }
     lanes.store(dweight + i, dw);
     if (kCentre) lanes.store(dbias + i, db);
-  });
-}
-
-// to[i] = the sum of block i's partials in order, so that the result does not depend on the threads.
-template <class T, class A = acc_t<T>>
-void add_partials(void* to, const A* partial, int64_t blocks, int64_t n) {
-  parallel_for(ceil_div(n, kLanes<A>), 256, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kLanes<A>, last = min_of(end * kLanes<A>, n);
-    sweep<A>(last - first, [&](auto lanes, int64_t i) {
-      Vec<A> total{};
-      for (int64_t block = 0; block < blocks; ++block) total += lanes.load(partial + block * 2 * n + first + i);
-      lanes.store(static_cast<T*>(to) + first + i, total);
-    });
-  });
-}
-
-template <bool kCentre>
-void norm(const NormArgs& a) {
-  dispatch_stored(a.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using A = acc_t<T>;
-    parallel_for(a.rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
-      A* buffer = sizeof(T) < sizeof(A) || streams<T>(a) ? scratch<A>(0, kRowsAtOnce * a.cols) : nullptr;
-      const A* weight = widened<T, A>(a.weight, is_wide, a.cols, 1, 1);
-      const A* bias = kCentre ? widened<T, A>(a.bias, is_wide, a.cols, 2, 0) : nullptr;
-      int64_t row = begin;
-      for (; a.cols <= kMostTogether && row + kRowsAtOnce <= end; row += kRowsAtOnce)
-        norm_rows<kCentre, kRowsAtOnce, T>(a, row, buffer, weight, bias);
-      for (; row < end; ++row) norm_rows<kCentre, 1, T>(a, row, buffer, weight, bias);
-      if (a.streams) finish_streams();
-    });
-  });
-}
-
-// Column sums in two steps: a partial per block of rows, then the partials in order.
-template <bool kCentre, bool kSum, class T, class A = acc_t<T>>
-void backward_blocks(const NormBackwardArgs& a, int64_t begin, int64_t end) {
-  const int64_t blocks = norm_partials(a.rows), n = a.cols;
-  const bool is_wide = size_of(a.affine_dtype) == sizeof(A);
-  const A* weight = widened<T, A>(a.weight, is_wide, n, 0, 1);
-  for (int64_t block = begin; block < end; ++block) {
-    // Without gradients of weight and bias the sums go to memory that nobody reads: a branch a vector costs more.
-    A* own = a.partial ? static_cast<A*>(a.partial) + block * 2 * n : scratch<A>(2, 2 * n);
-    __builtin_memset(own, 0, size_t(2 * n) * sizeof(A));
-    const int64_t last = (block + 1) * a.rows / blocks;
-    int64_t row = block * a.rows / blocks;
-    for (; row + kRowsAtOnce <= last; row += kRowsAtOnce)
-      backward_rows<kCentre, kRowsAtOnce, kSum, T>(a, row, weight, own, own + n);
-    for (; row < last; ++row) backward_rows<kCentre, 1, kSum, T>(a, row, weight, own, own + n);
-  }
-  if (a.streams) finish_streams();
-}
-
-template <bool kCentre>
-void norm_backward(const NormBackwardArgs& a) {
-  dispatch_stored(a.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using A = acc_t<T>;
-    const int64_t blocks = norm_partials(a.rows), n = a.cols;
-    const A* partial = static_cast<const A*>(a.partial);
-    parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
-      a.grad_sum ? backward_blocks<kCentre, true, T>(a, begin, end) : backward_blocks<kCentre, false, T>(a, begin, end);
-    });
-    const auto add = size_of(a.affine_dtype) == sizeof(A) ? add_partials<A> : add_partials<T>;
-    if (a.grad_weight) add(a.grad_weight, partial, blocks, n);
-    if (a.grad_bias) add(a.grad_bias, partial + n, blocks, n);
   });
 }
 

@@ -1,6 +1,6 @@
 #include "rms_norm.h"
 
-#include "norm_rows.h"
+#include "norm_threads.h"
 
 namespace pyfast {
 

@@ -243,5 +243,22 @@ inline __attribute__((always_inline)) void transpose(V (&v)[kSize]) {
   exchange<kSize / 2>(v, typename NumbersBelow<kSize>::type());
 }
 
+// Lane i: sum_lanes(v[i]), to the bit. Spends v.
+template <int kHalf, class V, int kSize, int... kLane>
+inline __attribute__((always_inline)) V sum_halves(V (&v)[kSize], Numbers<kLane...> lanes) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kHalf; ++i) {
+    const V a = v[i], b = v[i + kHalf];
+    v[i] = __builtin_shufflevector(a, b, (kLane & kHalf ? kSize + kLane - kHalf : kLane)...) +
+           __builtin_shufflevector(a, b, (kLane & kHalf ? kSize + kLane : kLane + kHalf)...);
+  }
+  if constexpr (kHalf > 1) return sum_halves<kHalf / 2>(v, lanes);
+  return v[0];
+}
+template <class V, int kSize>
+inline __attribute__((always_inline)) V sum_each(V (&v)[kSize]) {
+  return sum_halves<kSize / 2>(v, typename NumbersBelow<kSize>::type());
+}
+
 }  // namespace
 }  // namespace pyfast
