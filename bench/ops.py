@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from bench import ceilings, devices, errors, machine, mlp, rows, timing
+from bench import ceilings, devices, errors, machine, memory, mlp, rows, timing
 from bench.cases import cases, error_case
 from bench.contestants import (
     COMPILE,
@@ -275,6 +275,7 @@ def main() -> None:
         import torch._inductor.config
 
         torch._inductor.config.compile_threads = 1  # no worker processes beside the timing
+    memory.settle_allocator()
     bench = Bench(options)
     bench.run()
     machine.finish(bench.document(), options.json)

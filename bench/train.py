@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench import ceilings, machine, trainers
+from bench import ceilings, machine, memory, trainers
 from bench.timing import Timing, interleave, ratio
 from bench.trainers import OURS, Batch, Trainer
 from pyfast import models
@@ -211,6 +211,7 @@ def run(options: argparse.Namespace) -> dict[str, dict]:
 def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
+    memory.settle_allocator()
     told = machine.facts()
     print("\n".join(machine.headline(told)))
     results = run(options)

@@ -1,6 +1,7 @@
 """The timing is fair in its order; the bench of training runs, judges and ends in one JSON line."""
 
 import json
+import subprocess
 import sys
 import time
 
@@ -31,6 +32,35 @@ def test_interleave_repeats_short_calls() -> None:
     times = timing.interleave({"short": call}, rounds=2, warmup=1)
     assert count > 100
     assert times["short"].median < timing.MIN_SAMPLE
+
+
+def test_settled_allocator_keeps_its_pages() -> None:
+    """In a process of its own: what this one has freed before would settle its allocator."""
+    script = """
+import ctypes, resource, sys
+from bench.memory import settle_allocator
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def call():
+    pieces = [libc.malloc(2**20) for _ in range(8)]
+    for piece in pieces:
+        ctypes.memset(piece, 0, 2**20)
+    for piece in pieces:
+        libc.free(piece)
+if sys.argv[1] == "settled":
+    settle_allocator()
+call(), call()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+call()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    told = [
+        subprocess.run([sys.executable, "-c", script, state], capture_output=True, text=True)
+        for state in ("settled", "fresh")
+    ]
+    settled, fresh = (int(one.stdout) for one in told)
+    assert settled < 100
+    assert fresh > 1000, "glibc returns pages as it did when this was written"
 
 
 def test_ratio_is_paired_round_by_round() -> None:
