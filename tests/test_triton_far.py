@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pyfast
-from pyfast import testing
+from pyfast import testing, triton_rooms
 
 pytest.importorskip("triton", reason="needs triton")
 if not pytest.importorskip("tests.emulator.library").compiler():
@@ -21,25 +21,29 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 from tests.emulator.triton import emulated
 from tests.run_case import assert_as_good_as_torch
 
-FAR = 2**30 + 64  # elements; three steps of it pass 2**31
+FAR = 2**30 + 64  # elements; two steps of it pass 2**31
+LESS = 2**25 + 64  # of many steps: the 64 of a tile pass it
 B = torch.bfloat16
 
 
 def far(t: Tensor, dim: int) -> Tensor:
-    """The same values, FAR elements from one index of `dim` to the next, the others packed."""
+    """The same values, FAR elements, or LESS, between indices of `dim`, the others packed."""
     near = t.movedim(dim, 0).contiguous()
-    there = torch.empty_strided(near.shape, [FAR, *near.stride()[1:]], dtype=t.dtype)
+    apart = FAR if len(near) <= 4 else LESS
+    there = torch.empty_strided(near.shape, [apart, *near.stride()[1:]], dtype=t.dtype)
     return there.copy_(near).movedim(0, dim)
 
 
-# (case, {argument: the dimension whose stride is far}); 3 or more along each.
+# (case, {argument: the dimension whose stride is far}); 3 or 4 along each, or more than a tile has.
 FORWARD: list[tuple[testing.Case, dict[str, int]]] = [
     (testing.rope(1, 2, 4, 16), {"x": 2}),
     (testing.rope(1, 4, 2, 16), {"x": 1}),
     (testing.rope(4, 1, 2, 16, interleaved=True), {"x": 0}),
     (testing.linear_act(8, 4, 8, "relu"), {"x": 1}),
+    (testing.linear_act(8, 66, 8, "relu"), {"x": 1, "weight": 1}),
     (testing.linear_glu(4, 24, 8), {"x": 0}),
     (testing.linear_glu(4, 24, 8), {"up_weight": 0}),
+    (testing.linear_glu(4, 66, 8), {"x": 1, "gate_weight": 1, "up_weight": 1}),
     (testing.linear_cross_entropy(4, 24, 40), {"input": 0}),
     (testing.attention(4, 1, 4, 16), {"query": 0}),
     (testing.attention(1, 4, 4, 16), {"key": 1}),
@@ -48,6 +52,7 @@ FORWARD: list[tuple[testing.Case, dict[str, int]]] = [
 BOTH = [
     (testing.cross_entropy(4, 40), {"input": 0}),
     (testing.linear_act(4, 24, 8, "relu"), {"x": 0}),
+    (testing.linear_act(66, 24, 8, "relu"), {"x": 0}),
     (testing.attention(1, 2, 4, 16, causal=True), {"key": 2}),
 ]
 
@@ -70,6 +75,16 @@ def test_offsets_of_gradients_pass_32_bits(case, dims) -> None:
     assert set(dims) <= set(case.inputs(B))
     with emulated(), pyfast.using("triton"):
         assert_as_good_as_torch(case, B, change)
+
+
+def test_offsets_of_results_pass_32_bits() -> None:
+    """A part of a larger matrix as the result; products alone, as no door asks for one."""
+    product = triton_rooms._module("gradient_product")
+    a, b = torch.randn(4, 24), torch.randn(24, 8)
+    out = far(torch.full((4, 8), float("nan")), 0)
+    with emulated():
+        product.gradient_product(a, None, "none", b, out)
+    torch.testing.assert_close(out, a @ b, atol=1e-4, rtol=1e-4)
 
 
 def test_far_tensors_take_no_memory() -> None:

@@ -45,6 +45,18 @@ def test_linear_glu_reads_each_weight_by_its_own_strides(flipped, dtype, capabil
     check(testing.linear_glu(19, 136, 32, bias=True), dtype, capability, change)
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+def test_linear_glu_reads_no_row_past_a_weight(flipped) -> None:
+    """One is packed, with zeros behind its 20 rows; behind those of the other is other memory."""
+    x, wide = torch.randn(19, 136).half(), torch.randn(40, 136).half()
+    weights = [wide[:20], torch.randn(136, 20).half().t()]
+    gate, up = weights[::-1] if flipped else weights
+    with emulated(80), pyfast.using("triton"):
+        ours = pyfast.linear_glu(x, gate, up)
+    theirs = pyfast.reference.linear_glu(x, gate, up)
+    torch.testing.assert_close(ours, theirs, atol=1e-1, rtol=1e-2)
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 def test_linear_glu_with_large_tiles(capability, monkeypatch) -> None:
     size = (divmod(capability, 10), B, 8192, 4096, 1024)
