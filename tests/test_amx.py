@@ -13,12 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECK = """
 import torch
 from pyfast import backend
-from pyfast.testing import cases
+from pyfast.testing import attention, cases
 from pyfast.tolerance import check_case
 
 assert backend.extension().isa() == "amx", backend.extension().isa()
 ops = ("linear_act", "linear_glu", "linear_cross_entropy", "attention")
 checked = [case for op in ops for case in cases(op)]
+checked += [
+    attention(2, 2, 33, 24, tk=130, mask="additive"),
+    attention(1, 1, 19, 256, causal=True),
+    attention(1, 4, 150, 40, kv=2, tk=300, causal=True),
+]
 for case in checked:
     check_case(case, torch.bfloat16)
 print(len(checked), "cases")

@@ -7,6 +7,7 @@ namespace pyfast {
 namespace {
 constexpr int64_t kSplitKeys = 1024, kLeastSplitKeys = 256;
 constexpr int64_t kReaders = 32;   // workers wanted: enough for the threads of a workstation
+constexpr int64_t kFewQueries = 64, kFewPairQueries = 16, kFewOfGroup = 256;
 }  // namespace
 
 int64_t attention_splits(const AttentionArgs& a) {
@@ -15,11 +16,19 @@ int64_t attention_splits(const AttentionArgs& a) {
   return std::max(least, std::min(wanted, most));
 }
 
-int64_t attention_partials(const AttentionArgs& a) {
-  return a.batch * a.heads * a.queries * attention_splits(a) * (a.value_size + 2);
+namespace {
+
+// Whether keys are read as they lie: packing them would take longer. It does not where bfloat16 is multiplied in pairs,
+// twice as quick as the float that keys are widened to here.
+bool has_few_queries(const AttentionArgs& a) {
+  const int64_t few = a.dtype == DType::bfloat16 && rounds_bfloat16() ? kFewPairQueries : kFewQueries;
+  return a.queries <= few && a.queries * (a.heads / a.kv_heads) <= kFewOfGroup;
 }
 
-namespace {
+// The workspace of what reads them so: `width` elements for a query and a run of keys.
+Tensor empty_partials(const AttentionArgs& a, int64_t width, const Tensor& like) {
+  return empty({a.batch * a.heads * a.queries * attention_splits(a) * width}, accumulator_type(like));
+}
 
 constexpr const char* kOp = "attention";
 constexpr int64_t kMostFeatures = 256;
@@ -97,12 +106,12 @@ std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const
   args.q = heads_of(q_in), args.k = heads_of(k_in), args.v = heads_of(v_in);
   args.out = heads_of(out, out.mutable_data_ptr());
   args.lse = lse.mutable_data_ptr();
-  if (args.queries > kFewQueries) {
-    dispatch_matmul_isa(args.dtype, [&](auto isa) { attention<decltype(isa)::value>(args); });
-  } else {
-    Tensor partials = empty({attention_partials(args)}, accumulator_type(q));
+  if (has_few_queries(args)) {
+    Tensor partials = empty_partials(args, args.value_size + 2, q);
     args.partials = partials.mutable_data_ptr();
     dispatch_isa([&](auto isa) { attention_rows<decltype(isa)::value>(args); });
+  } else {
+    dispatch_matmul_isa(args.dtype, [&](auto isa) { attention<decltype(isa)::value>(args); });
   }
   return {out, lse};
 }
@@ -140,7 +149,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& 
   args.grad_q = heads_of(dq, dq.mutable_data_ptr());
   args.grad_k = heads_of(dk, dk.mutable_data_ptr());
   args.grad_v = heads_of(dv, dv.mutable_data_ptr());
-  dispatch_matmul_isa(a.dtype, [&](auto isa) { attention_backward<decltype(isa)::value>(args); });
+  if (has_few_queries(a)) {
+    Tensor partials = empty_partials(a, a.size, q);
+    a.partials = partials.mutable_data_ptr();
+    dispatch_isa([&](auto isa) { attention_rows_backward<decltype(isa)::value>(args); });
+  } else {
+    dispatch_matmul_isa(a.dtype, [&](auto isa) { attention_backward<decltype(isa)::value>(args); });
+  }
   if (need_mask) {
     args.grad_mask = dmask.mutable_data_ptr();
     args.mask_batch = mask->size(0), args.mask_heads = mask->size(1);

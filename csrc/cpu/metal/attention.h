@@ -30,7 +30,7 @@ struct AttentionArgs {
   AttentionMask mask;
   Heads<void> out;
   void* lse;        // [B, H, Tq], of the accumulator type
-  void* partials;   // attention_rows: its workspace
+  void* partials;   // attention_rows: its workspace, of the accumulator type
 };
 
 struct AttentionBackwardArgs {
@@ -46,10 +46,9 @@ template <Isa kIsa> void attention(const AttentionArgs&);
 
 // The same for a few queries, without packing: decoding. Keys are split so that all threads read; the number of
 // splits and the elements of the workspace depend on the sizes alone.
-constexpr int64_t kFewQueries = 6;   // blocks are quicker from 8 in bfloat16, from 12 in float32
 int64_t attention_splits(const AttentionArgs&);
-int64_t attention_partials(const AttentionArgs&);
-template <Isa kIsa> void attention_rows(const AttentionArgs&);
+template <Isa kIsa> void attention_rows(const AttentionArgs&);            // partials[B, H, Tq, splits, Dv + 2]
+template <Isa kIsa> void attention_rows_backward(const AttentionBackwardArgs&);   // partials[B, H, Tq, splits, D]
 
 template <Isa kIsa> void attention_backward(const AttentionBackwardArgs&);
 template <Isa kIsa> void attention_grad_mask(const AttentionBackwardArgs&);

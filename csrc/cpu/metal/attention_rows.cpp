@@ -1,50 +1,89 @@
-// Attention of a few queries, as in decoding: bound by reading keys and values, so nothing is packed or copied.
+// Attention of a few queries, as in decoding: bound by reading keys and values, so nothing is packed.
 // A worker reads a run of keys of one key head for all queries that use it; the runs are merged in order.
-#include "attention_scores.h"
+#include "attention_strips.h"
 
 namespace pyfast {
 namespace {
 
 constexpr int64_t kGrainElements = 1 << 15;   // keys and values read by a thread at least
+constexpr int64_t kRowQueries = 12;           // of a head, that make no strip
 
-// s[key] = q . k[key], a vector of keys at a time: the sums of the products are transposed, so that adding them
-// up needs no sum across lanes.
-template <class T, class A>
-void dot_keys(const A* q, const T* k, int64_t stride, int64_t keys, int64_t size, A* s) {
-  constexpr int64_t n = kLanes<A>;
-  for (int64_t key = 0; key < keys; key += n) {
+// Lane i of the result is the sum of the lanes of v[i].
+template <int kHalf, class V, int kSize, int... kLane>
+inline __attribute__((always_inline)) V sums_of_each(V (&v)[kSize], Numbers<kLane...> lanes) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kHalf; ++i)
+    v[i] = __builtin_shufflevector(v[i], v[i + kHalf], (kLane & kHalf ? kSize + kLane - kHalf : kLane)...) +
+           __builtin_shufflevector(v[i], v[i + kHalf], (kLane & kHalf ? kSize + kLane : kLane + kHalf)...);
+  if constexpr (kHalf > 1) return sums_of_each<kHalf / 2>(v, lanes);
+  return v[0];
+}
+
+// Queries that read a key together: more, and their sums would not fit into registers.
+template <class A> constexpr int64_t kTogether = min_of(4, kLanes<A>);
+
+// s[i][key] = q[i] . k[key] for kQueries queries, `stride` apart in q, and as many keys at a time as fill a vector with
+// the products: these are added up across lanes together. May write a vector more than `keys`.
+template <int64_t kQueries, class T, class A>
+void dot_keys(const A* q, int64_t q_stride, const T* k, int64_t stride, int64_t keys, int64_t size, A* s,
+              int64_t s_stride) {
+  constexpr int64_t n = kLanes<A>, kKeys = n / kQueries;
+  for (int64_t key = 0; key < keys; key += kKeys) {
     Vec<A> sum[n] = {};
-    const int64_t there = min_of(n, keys - key);
-    for (int64_t j = 0; j < there; ++j) {
-      const T* row = k + (key + j) * stride;
-      Vec<A> dot{};
-      sweep<A>(size, [&](auto lanes, int64_t i) { dot += lanes.load(q + i) * lanes.load(row + i); });
-      sum[j] = dot;
+    const T* row[kKeys];
+    for (int64_t j = 0; j < kKeys; ++j) row[j] = k + min_of(key + j, keys - 1) * stride;
+    if constexpr (kQueries == 1) {   // row by row, as they lie in memory
+      for (int64_t j = 0; j < kKeys; ++j)
+        sweep<A>(size, [&](auto lanes, int64_t d) { sum[j] += lanes.load(q + d) * lanes.load(row[j] + d); });
+    } else {
+      sweep<A>(size, [&](auto lanes, int64_t d) {
+        Vec<A> of_key[kKeys];
+#pragma GCC unroll 16
+        for (int64_t j = 0; j < kKeys; ++j) of_key[j] = lanes.load(row[j] + d);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kQueries; ++i) {
+          const Vec<A> of_query = lanes.load(q + i * q_stride + d);
+#pragma GCC unroll 16
+          for (int64_t j = 0; j < kKeys; ++j) sum[i * kKeys + j] += of_query * of_key[j];
+        }
+      });
     }
-    transpose(sum);
-    for (int64_t half = n / 2; half; half /= 2)
-      for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
-    store_part(s + key, sum[0], there);
+    alignas(64) A sums[n];
+    store(sums, sums_of_each<n / 2>(sum, typename NumbersBelow<n>::type()));
+    for (int64_t i = 0; i < kQueries; ++i)
+      __builtin_memcpy(s + i * s_stride + key, sums + i * kKeys, sizeof(A) * kKeys);
   }
 }
 
-// out = sum over keys of p[key] v[key].
-template <class T, class A>
-void add_values(const A* p, const T* v, int64_t stride, int64_t keys, int64_t size, A* out) {
-  constexpr int64_t n = kLanes<A>;
-  int64_t i = 0;
-  for (; i + 4 * n <= size; i += 4 * n) {
-    Vec<A> sum[4] = {};
+// out[i] = sum over keys of p[i][key] v[key].
+template <int64_t kQueries, class T, class A>
+void add_values(const A* p, int64_t p_stride, const T* v, int64_t stride, int64_t keys, int64_t size, A* out,
+                int64_t out_stride) {
+  constexpr int64_t n = kLanes<A>, kVectors = kQueries == 1 || kVectorBytes == 64 ? 4 : 2;
+  int64_t d = 0;
+  for (; d + kVectors * n <= size; d += kVectors * n) {
+    Vec<A> sum[kQueries][kVectors] = {};
     for (int64_t key = 0; key < keys; ++key) {
-      const Vec<A> weight = splat(p[key]);
-      for (int64_t j = 0; j < 4; ++j) sum[j] += weight * load(v + key * stride + i + j * n);
+      Vec<A> value[kVectors];
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < kVectors; ++j) value[j] = load(v + key * stride + d + j * n);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kQueries; ++i) {
+        const Vec<A> weight = splat(p[i * p_stride + key]);
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kVectors; ++j) sum[i][j] += weight * value[j];
+      }
     }
-    for (int64_t j = 0; j < 4; ++j) store(out + i + j * n, sum[j]);
+    for (int64_t i = 0; i < kQueries; ++i)
+      for (int64_t j = 0; j < kVectors; ++j) store(out + i * out_stride + d + j * n, sum[i][j]);
   }
-  sweep<A>(size - i, [&](auto lanes, int64_t j) {
-    Vec<A> sum{};
-    for (int64_t key = 0; key < keys; ++key) sum += p[key] * lanes.load(v + key * stride + i + j);
-    lanes.store(out + i + j, sum);
+  sweep<A>(size - d, [&](auto lanes, int64_t j) {
+    Vec<A> sum[kQueries] = {};
+    for (int64_t key = 0; key < keys; ++key) {
+      const Vec<A> value = lanes.load(v + key * stride + d + j);
+      for (int64_t i = 0; i < kQueries; ++i) sum[i] += p[i * p_stride + key] * value;
+    }
+    for (int64_t i = 0; i < kQueries; ++i) lanes.store(out + i * out_stride + d + j, sum[i]);
   });
 }
 
@@ -64,42 +103,70 @@ void add_mask(const AttentionArgs& a, const Tile& t, A* s) {
   else if (m.kind == MaskKind::same) add(static_cast<const T*>(m.data));
 }
 
-// One query against a run of keys: partial = [peak, total, sum of 2^(s - peak) v].
-template <class T, class A>
-void partial_row(const AttentionArgs& a, const Tile& t, const A* q, A* s, A* partial) {
-  const int64_t kv_head = t.head / (a.heads / a.kv_heads);
-  dot_keys(q, at<const T>(a.k, t.batch, kv_head, t.key), a.k.time, t.keys, a.size, s);
-  add_mask<T>(a, t, s);
-  const A inf = A(__builtin_inf());
-  Vec<A> peaks = splat(-inf), totals{};
-  sweep<A>(t.keys, [&](auto lanes, int64_t i) { peaks = max_of(peaks, lanes.keep(lanes.load(s + i), -inf)); });
-  const A peak = max_lanes(peaks), shift = peak == -inf ? 0 : peak;
-  sweep<A>(t.keys, [&](auto lanes, int64_t i) {
-    const Vec<A> p = exp2(lanes.load(s + i) - shift);
-    totals += lanes.keep(p, 0);
-    lanes.store(s + i, p);
-  });
-  partial[0] = peak;
-  partial[1] = sum_lanes(totals);
-  add_values(s, at<const T>(a.v, t.batch, kv_head, t.key), a.v.time, t.keys, a.value_size, partial + 2);
+// kQueries queries of one head, or the t.queries there are of them, against a run of keys: partial = [peak, total, sum
+// of 2^(s - peak) v].
+template <int64_t kQueries, class T, class A>
+void partial_rows(const AttentionArgs& a, const Tile& t, A* partial, int64_t stride) {
+  const int64_t kv_head = t.head / (a.heads / a.kv_heads), wide = round_up(a.size, kLanes<A>);
+  const int64_t run = round_up(t.keys + kLanes<A>, kLanes<A>), last = t.key + t.keys;
+  A *q = scratch<A>(0, kQueries * wide), *s = scratch<A>(1, kQueries * run);
+  const A factor = A(a.scale * kLog2e), inf = A(__builtin_inf());
+  for (int64_t i = 0; i < kQueries; ++i) {   // a query that is not there is the last once more
+    const T* from = at<const T>(a.q, t.batch, t.head, t.query + min_of(i, t.queries - 1));
+    sweep<A>(a.size, [&](auto lanes, int64_t j) { lanes.store(q + i * wide + j, lanes.load(from + j) * factor); });
+  }
+  dot_keys<kQueries>(q, wide, at<const T>(a.k, t.batch, kv_head, t.key), a.k.time, t.keys, a.size, s, run);
+  for (int64_t i = 0; i < t.queries; ++i) {
+    const int64_t seen = a.causal ? max_of(0, min_of(last, t.query + i + 1) - t.key) : t.keys;
+    A* own = s + i * run;
+    add_mask<T>(a, {t.batch, t.head, t.query + i, 1, t.key, seen}, own);
+    Vec<A> peaks = splat(-inf), totals{};
+    sweep<A>(seen, [&](auto lanes, int64_t j) { peaks = max_of(peaks, lanes.keep(lanes.load(own + j), -inf)); });
+    const A peak = max_lanes(peaks), shift = peak == -inf ? 0 : peak;
+    sweep<A>(seen, [&](auto lanes, int64_t j) {
+      const Vec<A> p = exp2(lanes.load(own + j) - shift);
+      totals += lanes.keep(p, 0);
+      lanes.store(own + j, p);
+    });
+    for (int64_t j = seen; j < t.keys; ++j) own[j] = 0;
+    partial[i * stride] = peak;
+    partial[i * stride + 1] = sum_lanes(totals);
+  }
+  A* out = partial + 2;
+  const T* v = at<const T>(a.v, t.batch, kv_head, t.key);
+  if (t.queries == kQueries) return add_values<kQueries>(s, run, v, a.v.time, t.keys, a.value_size, out, stride);
+  for (int64_t i = 0; i < t.queries; ++i)
+    add_values<1>(s + i * run, run, v, a.v.time, t.keys, a.value_size, out + i * stride, stride);
 }
 
+// The queries from `query` on of all heads of a group.
 template <class T, class A>
-void partial_group(const AttentionArgs& a, int64_t b, int64_t kv_head, int64_t split, int64_t splits) {
+void partial_group(const AttentionArgs& a, int64_t b, int64_t kv_head, int64_t split, int64_t splits, int64_t query) {
+  constexpr int64_t most = kTogether<A>;
   const int64_t group = a.heads / a.kv_heads, first = split * a.keys / splits, last = (split + 1) * a.keys / splits;
-  A *q = scratch<A>(0, a.size), *s = scratch<A>(1, last - first);
-  const A factor = A(a.scale * kLog2e);
+  const int64_t width = a.value_size + 2, stride = splits * width;
   for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
-    for (int64_t query = 0; query < a.queries; ++query) {
-      const T* from = at<const T>(a.q, b, h, query);
-      sweep<A>(a.size, [&](auto lanes, int64_t i) { lanes.store(q + i, lanes.load(from + i) * factor); });
-      const int64_t seen = a.causal ? min_of(last, query + 1) : last;
-      const Tile t{b, h, query, 1, first, max_of(0, seen - first)};
-      const int64_t row = (b * a.heads + h) * a.queries + query;
-      partial_row<T>(a, t, q, s, static_cast<A*>(a.partials) + (row * splits + split) * (a.value_size + 2));
+    for (int64_t i = query, count; i < a.queries; i += count) {
+      count = a.queries - i < 3 ? min_of(2, a.queries - i) : min_of(most, a.queries - i);
+      Tile t{b, h, i, count, first, 0};
+      t.keys = seen_by(a, t, first, last);
+      A* partial = static_cast<A*>(a.partials) + ((b * a.heads + h) * a.queries + i) * stride + split * width;
+      if (count == 1) partial_rows<1, T>(a, t, partial, stride);
+      else if (count == 2) partial_rows<2, T>(a, t, partial, stride);
+      else partial_rows<most, T>(a, t, partial, stride);
     }
 }
 
+// A strip of few queries takes longer than they do without it.
+template <class T, class A>
+void partial_run(const AttentionArgs& a, int64_t b, int64_t kv_head, int64_t split, int64_t splits) {
+  const int64_t rest = a.queries % kLanes<A>, rows = rest <= kLanes<A> * 3 / 4 ? rest : 0;
+  const int64_t in_strips = a.queries <= kRowQueries ? 0 : a.queries - rows;
+  if (in_strips) partial_group_of_strips<T, A>(a, in_strips, b, kv_head, split, splits);
+  partial_group<T, A>(a, b, kv_head, split, splits, in_strips);
+}
+
+// ---- the runs together ---------------------------------------------------------------------------
 template <class T, class A>
 void merge_row(const AttentionArgs& a, int64_t row, int64_t splits) {
   const int64_t width = a.value_size + 2, query = row % a.queries, h = row / a.queries % a.heads;
@@ -135,7 +202,7 @@ void attention_rows<kIsa>(const AttentionArgs& a) {
     parallel_for(a.batch * a.kv_heads * splits, ceil_div(kGrainElements, read), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t g = i / splits;
-        partial_group<T, A>(a, g / a.kv_heads, g % a.kv_heads, i % splits, splits);
+        partial_run<T, A>(a, g / a.kv_heads, g % a.kv_heads, i % splits, splits);
       }
     });
     parallel_for(rows, ceil_div(kGrainElements, splits * a.value_size), [&](int64_t begin, int64_t end) {
