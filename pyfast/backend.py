@@ -31,7 +31,7 @@ LITTLE_WORK = {
     "linear_act": 2**21,
     "linear_glu": 2**23,  # without gradients an eighth of it
     "linear_cross_entropy": 2**24,
-    "attention": 2**22,
+    "attention": 2**18,
     "cross_entropy": 2**15,
     "layer_norm": 2**18,
 }

@@ -52,6 +52,9 @@ def attention(
     Raises:
         ValueError, TypeError, RuntimeError: a shape, a value, a dtype or a device does not fit.
     """
+    bare = attn_mask is None and dropout_p == 0 and not enable_gqa
+    if bare and _is_little(query, key, value):
+        return reference.attention(query, key, value, None, 0.0, is_causal, scale)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         expect_float("attention", name, tensor)
     query, key, value = to_autocast(query, key, value)
@@ -62,8 +65,6 @@ def attention(
         return reference.attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if attn_mask is None and not enable_gqa and _is_little(query, key):
-        return reference.attention(query, key, value, None, 0.0, is_causal, scale)
     rank = max(t.dim() for t in (query, key, value))
     q, k, v, leading = _align(query, key, value, enable_gqa)
     mask = None
@@ -99,12 +100,14 @@ def _expect_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
         expect(fits, op, name, f"have {rule} query's {heads[0]}", list(tensor.shape), remedy)
 
 
-def _is_little(query: Tensor, key: Tensor) -> bool:
-    """Whether torch's own operator is quicker."""
-    work = query.numel() * key.shape[-2]
-    return (
-        query.dtype == torch.float32 and query.is_cpu and work <= backend.little_work("attention")
-    )
+def _is_little(query: Any, key: Any, value: Any) -> bool:
+    """Whether torch's own operator is quicker, which casts under autocast as we do."""
+    little = backend.little_work("attention")
+    if little < 0 or not all(isinstance(t, Tensor) for t in (query, key, value)):
+        return False
+    if query.dtype != torch.float32 or not query.is_cpu or not _plain(query, key, value):
+        return False
+    return query.numel() * key.shape[2] <= little
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
