@@ -7,8 +7,8 @@
 
 namespace pyfast {
 
-// body(context, begin, end) for pieces of [0, n), at least `grain` long but the last, on torch's threads: each takes
-// the next piece when it has finished one. Results may not depend on who does what.
+// body(context, begin, end) for pieces of [0, n), at least `grain` long but the last, on torch's threads: each has a
+// part of its own, and takes of the others' when it has finished. Results may not depend on who does what.
 void run_parallel(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
 int64_t thread_count();
 
