@@ -98,7 +98,10 @@ void norm_group(const NormArgs& a, int64_t first, int64_t count, A* buffer, cons
   for (; r < count; ++r) scale_rows<kCentre, 1, T>(a, group, first, r, mean, rstd, weight, bias);
 }
 
-// As backward_rows, for rows [first, first + count), at most kLanes<A> of them.
+// Rows of a group in the backward: as many as have their sums in one vector.
+template <bool kCentre, class A> constexpr int64_t kGroupBackward = kLanes<A> / (kCentre ? 2 : 1);
+
+// As backward_rows, for rows [first, first + count), at most kGroupBackward of them.
 template <bool kCentre, bool kSum, class T, class A = acc_t<T>>
 void backward_group(const NormBackwardArgs& a, int64_t first, int64_t count, const A* weight, A* dweight, A* dbias) {
   const int64_t n = a.cols, at = first * n;
@@ -106,7 +109,8 @@ void backward_group(const NormBackwardArgs& a, int64_t first, int64_t count, con
   const T* dsum = static_cast<const T*>(a.grad_sum) + (kSum ? at : 0);
   T* dx = static_cast<T*>(a.grad_x) + at;
   const A *mean = static_cast<const A*>(a.mean) + (kCentre ? first : 0), *rstd = static_cast<const A*>(a.rstd) + first;
-  Vec<A> g_sums[kLanes<A>] = {}, gx_sums[kLanes<A>] = {};
+  constexpr int64_t kRows = kGroupBackward<kCentre, A>;
+  Vec<A> sums[kLanes<A>] = {};   // of g xhat without rstd; and with kCentre, from kRows on, of g
   for (int64_t r = 0; r < count; ++r) {
     Vec<A> g_sum{}, gx_sum{};
     sweep<A>(n, [&](auto lanes, int64_t i) {
@@ -114,17 +118,19 @@ void backward_group(const NormBackwardArgs& a, int64_t first, int64_t count, con
       if (kCentre) g_sum += g;
       gx_sum += g * (kCentre ? v - mean[r] : v);   // a lane past the row has g = 0
     });
-    g_sums[r] = g_sum, gx_sums[r] = gx_sum;
+    sums[r] = gx_sum;
+    if (kCentre) sums[kRows + r] = g_sum;
   }
-  A g_mean[kLanes<A>], gx_mean[kLanes<A>];
-  if (kCentre) store(g_mean, sum_each(g_sums) / A(n));
-  store(gx_mean, sum_each(gx_sums) * load_part(rstd, count) / A(n));
+  A gx_mean[kLanes<A>];
+  const A* g_mean = gx_mean + kRows;
+  store(gx_mean, sum_each(sums) / A(n));
+  for (int64_t r = 0; r < count; ++r) gx_mean[r] *= rstd[r];
   sweep<A>(n, [&](auto lanes, int64_t i) {
     const Vec<A> w = lanes.load(weight + i);
     Vec<A> dw = lanes.load(dweight + i), db = kCentre ? lanes.load(dbias + i) : Vec<A>{};
     for (int64_t r = 0; r < count; ++r) {
       const int64_t j = r * n + i;
-      __builtin_prefetch(dy + j + kLanes<A> * n, 0, 2), __builtin_prefetch(x + j + kLanes<A> * n, 0, 2);
+      __builtin_prefetch(dy + j + kRows * n, 0, 2), __builtin_prefetch(x + j + kRows * n, 0, 2);
       const Vec<A> d = lanes.load(dy + j), v = lanes.load(x + j);
       const Vec<A> xhat = kCentre ? (v - mean[r]) * rstd[r] : v * rstd[r];
       Vec<A> g = d * w - xhat * gx_mean[r];

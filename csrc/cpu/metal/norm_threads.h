@@ -65,8 +65,9 @@ void backward_blocks(const NormBackwardArgs& a, int64_t begin, int64_t end) {
     __builtin_memset(own, 0, size_t(2 * n) * sizeof(A));
     const int64_t last = (block + 1) * a.rows / blocks;
     int64_t row = block * a.rows / blocks;
-    for (; n <= kNarrow && row < last; row += kLanes<A>)
-      backward_group<kCentre, kSum, T>(a, row, min_of(kLanes<A>, last - row), weight, own, own + n);
+    constexpr int64_t kGroup = kGroupBackward<kCentre, A>;
+    for (; n <= kNarrow && row < last; row += kGroup)
+      backward_group<kCentre, kSum, T>(a, row, min_of(kGroup, last - row), weight, own, own + n);
     for (; row + kRowsAtOnce <= last; row += kRowsAtOnce)
       backward_rows<kCentre, kRowsAtOnce, kSum, T>(a, row, weight, own, own + n);
     for (; row < last; ++row) backward_rows<kCentre, 1, kSum, T>(a, row, weight, own, own + n);
