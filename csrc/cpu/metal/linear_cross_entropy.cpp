@@ -117,9 +117,12 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
     LogSumExp<A> sums;
     sums.add(x, width);
     sums.result(p.top, p.sum);
-    p.weighted = 0;
-    if (a.label_smoothing > 0)
-      p.weighted = sum_lanes(weighted_sum(x, class_weight ? class_weight + at : nullptr, A(0), width));
+    p.weighted = p.weights = 0;
+    if (a.label_smoothing > 0) {
+      const A* const weight = class_weight ? class_weight + at : nullptr;
+      p.weighted = sum_lanes(weighted_sum(x, weight, p.top, width));
+      p.weights = class_total(weight, width);
+    }
     const int64_t t = a.target[a.row_index[first + row]];
     if (t >= at && t < at + width) at_target[row] = x[t - at];
     if (keep) __builtin_memcpy(logits + (at * chunk + row * kSlab), x, size_t(width) * sizeof(A));
@@ -134,7 +137,7 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
         for (int64_t s = 0; s < slabs; ++s) {
           const Partial& p = partial[s * chunk + row];
           sum += double(p.sum) * __builtin_exp(double(p.top) - top);
-          weighted += double(p.weighted);
+          weighted += p.weighted + double(p.weights) * (double(p.top) - top);
         }
         finish_row(a.row_index[first + row], top, sum, weighted, at_target[row]);
       }
@@ -148,7 +151,7 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
     lse[0] = A(top);
     lse[1] = A(log_sum);
     double loss = (1 - smoothing) * (class_weight ? class_weight[t] : 1) * ((top - picked) + log_sum);
-    if (smoothing > 0) loss += smoothing / double(a.classes) * (weight_sum * (top + log_sum) - weighted);
+    if (smoothing > 0) loss += smoothing / double(a.classes) * (weight_sum * log_sum - weighted);
     static_cast<A*>(a.loss)[index] = A(loss);
   }
 

@@ -34,7 +34,7 @@ struct LinearCrossEntropyPlan {
   static constexpr int64_t kBlockRows = kPanelsPerBlock<Core> * Core::kRows;
 
   struct Partial {
-    A top, sum, weighted;   // of one row over one slab
+    A top, sum, weighted, weights;   // of one row over one slab; weighted: sum of w (x - top)
   };
 
   const LinearCrossEntropyArgs& a;
