@@ -1,4 +1,4 @@
-"""Logits that stand for a mask, huge or infinite, in both cross entropies, on every backend."""
+"""Logits that are huge, or infinite to stand for a mask, in both cross entropies, everywhere."""
 
 import contextlib
 from collections.abc import Iterator
@@ -51,3 +51,26 @@ def test_most_classes_may_be_ruled_out(op, backend) -> None:
     with running(backend):
         found, truth = losses(op, bias, torch.tensor([3, 160, 3]))
     torch.testing.assert_close(found.double(), truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])
+@pytest.mark.parametrize("classes", [CLASSES, 1031])
+@pytest.mark.parametrize("backend", HERE)
+def test_large_logits_lose_no_digits(op, classes, backend) -> None:
+    """Whole numbers, which float32 holds: neighbours of their log-sum-exp lie 1/16 apart there."""
+    x, weight = (torch.randint(-1, 2, (n, 8)).float() for n in (3, classes))
+    bias, target = torch.full((classes,), -1e6), torch.tensor([0, classes - 1, 5])
+    found = []
+    for context, wide in ((running(backend), False), (contextlib.nullcontext(), True)):
+        a, w, b = ((t.double() if wide else t.clone()).requires_grad_() for t in (x, weight, bias))
+        with context:
+            if op == "cross_entropy" or wide:
+                function = F.cross_entropy if wide else pyfast.cross_entropy
+                loss = function(a @ w.t() + b, target, reduction="none", label_smoothing=0.1)
+            else:
+                settings = {"reduction": "none", "label_smoothing": 0.1, "linear_bias": b}
+                loss = pyfast.linear_cross_entropy(a, w, target, **settings)
+            loss.backward(torch.tensor([1.0, 2.0, 3.0], dtype=loss.dtype))
+        found.append([loss.detach(), a.grad, b.grad])
+    for ours, truth in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-5)

@@ -106,12 +106,13 @@ def test_linear_cross_entropy_of_no_row_that_counts() -> None:
     assert not x.grad.any() and not weight.grad.any()
 
 
-def test_linear_cross_entropy_of_a_target_that_is_no_class_is_nan() -> None:
+@pytest.mark.parametrize("class_weight", [None, torch.ones(80)[:37]], ids=["plain", "weighted"])
+def test_linear_cross_entropy_of_a_target_that_is_no_class_is_nan(class_weight) -> None:
     """The host cannot know without waiting; nothing is read out of bounds for it."""
     x, weight = torch.randn(4, 24, requires_grad=True), torch.randn(37, 24)
     target = torch.tensor([3, 37, -1, 2**62])
     with emulated(), pyfast.using("triton"):
-        loss = pyfast.linear_cross_entropy(x, weight, target, reduction="none")
+        loss = pyfast.linear_cross_entropy(x, weight, target, weight=class_weight, reduction="none")
         loss.sum().backward()
     assert loss.isnan().tolist() == [False, True, True, True]
     assert x.grad.isnan().any(1).tolist() == [False, True, True, True]

@@ -117,12 +117,9 @@ struct LinearCrossEntropy : LinearCrossEntropyPlan<T> {
     LogSumExp<A> sums;
     sums.add(x, width);
     sums.result(p.top, p.sum);
-    p.weighted = p.weights = 0;
-    if (a.label_smoothing > 0) {
-      const A* const weight = class_weight ? class_weight + at : nullptr;
-      p.weighted = sum_lanes(weighted_sum(x, weight, p.top, width));
-      p.weights = class_total(weight, width);
-    }
+    const A* const weight = class_weight ? class_weight + at : nullptr;
+    p.weighted = a.label_smoothing > 0 ? sum_lanes(weighted_sum(x, weight, p.top, width)) : A(0);
+    p.weights = a.label_smoothing > 0 ? class_total(weight, width) : A(0);
     const int64_t t = a.target[a.row_index[first + row]];
     if (t >= at && t < at + width) at_target[row] = x[t - at];
     if (keep) __builtin_memcpy(logits + (at * chunk + row * kSlab), x, size_t(width) * sizeof(A));
