@@ -87,6 +87,13 @@ def test_cuda_norms_in_strips_keep_the_digits_of_float32(op, cols) -> None:
     check(testing.norm(op, 35, cols, residual=True), torch.float32, 90)
 
 
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize(("rows", "cols"), [(2300, 24), (300, 4104)])
+def test_cuda_norms_keep_the_statistics_of_many_rows_apart(op, rows, cols) -> None:
+    """More than 32 for each team, which move together; in registers and in strips."""
+    check(testing.norm(op, rows, cols), torch.float32, 80, processors=1)
+
+
 def misaligned(_: str, t: Tensor) -> Tensor:
     """The same values one element into a larger tensor."""
     if not t.numel() or t.dtype == torch.int64:
@@ -109,6 +116,14 @@ def test_cuda_rope_reads_rows_at_any_distance(name, gap, interleaved) -> None:
         return torch.cat((t, t[..., :gap]), -1)[..., : t.shape[-1]] if which == name else t
 
     check(testing.rope(2, 3, 5, 16, interleaved), torch.float32, 80, apart)
+
+
+def test_cuda_rope_takes_several_sequences_and_pairs_with_one_thread() -> None:
+    """Five sequences for two blocks; 129 pairs, none with another, for 128 threads."""
+    log = check(testing.rope(5, 2, 7, 16), torch.float32, 80, processors=1)
+    assert {launch.grid[:2] for launch in log} == {(7, 2)}
+    log = check(testing.rope(1, 2, 3, 258), torch.float32, 80)
+    assert {launch.block[0] for launch in log} == {128}
 
 
 # Operands that kernels read by their own strides.

@@ -37,6 +37,13 @@ def test_linear_cross_entropy_in_slabs(dtype, capability, monkeypatch) -> None:
     assert sum(launch.name == "_slab_kernel" for launch in log) == 3
 
 
+def test_linear_cross_entropy_in_slabs_weighs_each_class(monkeypatch) -> None:
+    """In float32: a tenth of a weight is little beside what bfloat16 may err."""
+    monkeypatch.setattr(logit_tiles, "LEAST_WORKSPACE", 1)
+    case = testing.linear_cross_entropy(9, 24, 300, weighted=True, label_smoothing=0.1)
+    check(case, torch.float32, 80, perturb=False)
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 def test_linear_cross_entropy_with_large_tiles(capability) -> None:
     """Past one tile of 128 each way; 48, 272: copied by 16 bytes, while others are multiplied."""
