@@ -102,6 +102,8 @@ struct QueryBuffers {
       }
   }
 
+  static constexpr int64_t kOutAhead = 8;   // rows: each of the outputs is read here alone
+
   void load_delta_by_rows(const AttentionBackwardArgs& g, const Tile& t) const {
     const AttentionArgs& a = g.forward;
     dispatch_storage<Core>(a.dtype, [&](auto tag) {
@@ -110,7 +112,10 @@ struct QueryBuffers {
         const T* out = at<const T>(a.out, t.batch, t.head, t.query + i);
         const T* dy = at<const T>(g.grad_out, t.batch, t.head, t.query + i);
         Vec<A> sum{};
-        sweep<A>(a.value_size, [&](auto lanes, int64_t j) { sum += lanes.load(out + j) * lanes.load(dy + j); });
+        sweep<A>(a.value_size, [&](auto lanes, int64_t j) {
+          if (j * int64_t(sizeof(T)) % 64 == 0) __builtin_prefetch(out + kOutAhead * a.out.time + j);
+          sum += lanes.load(out + j) * lanes.load(dy + j);
+        });
         delta[i] = sum_lanes(sum);
       }
     });

@@ -76,40 +76,44 @@ struct Softmax {
   }
 };
 
-// p = 2^(s factor - peak) in place; total follows, and correction[query] is what earlier sums and outputs are to
-// be multiplied with. Two keys at a time, for the latency of max and add.
+// p = 2^(s factor - peak) in place, for a vector of columns; returns their sums. peak is the highest score so far, here
+// or before. Four keys at a time, for the latency of max and add.
+template <int64_t kStride, class A>
+Vec<A> exponentials(A* s, int64_t keys, A factor, Vec<A>& peak) {
+  constexpr int64_t kAtOnce = 4;
+  Vec<A> most[kAtOnce] = {peak, peak, peak, peak}, sum[kAtOnce] = {};
+  const auto scores = [&](int64_t key) { return load(s + key * kStride) * factor; };
+  int64_t key = 0;
+  for (; key + kAtOnce <= keys; key += kAtOnce)
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kAtOnce; ++j) most[j] = max_of(most[j], scores(key + j));
+  for (; key < keys; ++key) most[0] = max_of(most[0], scores(key));
+  peak = max_of(max_of(most[0], most[1]), max_of(most[2], most[3]));
+  const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak;   // nothing seen yet: p is 2^-inf = 0
+  const auto add = [&](int64_t at, Vec<A>& to) {
+    const Vec<A> p = exp2(scores(at) - shift);
+    to += p;
+    store(s + at * kStride, p);
+  };
+  for (key = 0; key + kAtOnce <= keys; key += kAtOnce)
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kAtOnce; ++j) add(key + j, sum[j]);
+  for (; key < keys; ++key) add(key, sum[0]);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// The scores become probabilities; total follows, and correction[query] is what earlier sums and outputs are to be
+// multiplied with.
 template <class Core, class A = typename Core::Acc>
 void softmax_step(A* s, int64_t keys, A factor, Softmax<Core>& state, A* correction) {
-  constexpr int64_t C = Core::kCols, n = kLanes<A>;
-  for (int64_t i = 0; i < C; i += 2 * n) {
-    const Vec<A> old0 = load(state.peak + i), old1 = load(state.peak + i + n);
-    Vec<A> peak0 = old0, peak1 = old1, other0 = old0, other1 = old1;
-    int64_t key = 0;
-    for (; key + 2 <= keys; key += 2) {
-      const A* row = s + key * C + i;
-      peak0 = max_of(peak0, load(row) * factor), peak1 = max_of(peak1, load(row + n) * factor);
-      other0 = max_of(other0, load(row + C) * factor), other1 = max_of(other1, load(row + C + n) * factor);
-    }
-    if (key < keys) {
-      peak0 = max_of(peak0, load(s + key * C + i) * factor);
-      peak1 = max_of(peak1, load(s + key * C + i + n) * factor);
-    }
-    peak0 = max_of(peak0, other0), peak1 = max_of(peak1, other1);
-    store(state.peak + i, peak0), store(state.peak + i + n, peak1);
-    const A inf = A(__builtin_inf());
-    peak0 = peak0 == -inf ? Vec<A>{} : peak0;   // nothing seen yet: p is 2^-inf = 0
-    peak1 = peak1 == -inf ? Vec<A>{} : peak1;
-    Vec<A> sum0{}, sum1{};
-    for (key = 0; key < keys; ++key) {
-      A* row = s + key * C + i;
-      const Vec<A> p0 = exp2(load(row) * factor - peak0), p1 = exp2(load(row + n) * factor - peak1);
-      sum0 += p0, sum1 += p1;
-      store(row, p0), store(row + n, p1);
-    }
-    const Vec<A> correction0 = exp2(old0 - peak0), correction1 = exp2(old1 - peak1);
-    store(correction + i, correction0), store(correction + i + n, correction1);
-    store(state.total + i, load(state.total + i) * correction0 + sum0);
-    store(state.total + i + n, load(state.total + i + n) * correction1 + sum1);
+  for (int64_t i = 0; i < Core::kCols; i += kLanes<A>) {
+    const Vec<A> before = load(state.peak + i);
+    Vec<A> peak = before;
+    const Vec<A> sum = exponentials<Core::kCols>(s + i, keys, factor, peak);
+    const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak, scale = exp2(before - shift);
+    store(state.peak + i, peak);
+    store(correction + i, scale);
+    store(state.total + i, load(state.total + i) * scale + sum);
   }
 }
 

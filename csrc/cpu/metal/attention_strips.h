@@ -83,32 +83,6 @@ struct StripBuffers {
   }
 };
 
-// p = 2^(s factor - peak) in place, and the sum of each column.
-template <class A>
-void strip_softmax(A* s, int64_t keys, A factor, A* peak, A* total) {
-  constexpr int64_t n = kLanes<A>, kAtOnce = 4;   // for the latency of max and add
-  Vec<A> most[kAtOnce], sum[kAtOnce] = {};
-  for (auto& m : most) m = splat(-A(__builtin_inf()));
-  int64_t key = 0;
-  for (; key + kAtOnce <= keys; key += kAtOnce)
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < kAtOnce; ++j) most[j] = max_of(most[j], load(s + (key + j) * n) * factor);
-  for (; key < keys; ++key) most[0] = max_of(most[0], load(s + key * n) * factor);
-  const Vec<A> highest = max_of(max_of(most[0], most[1]), max_of(most[2], most[3]));
-  const Vec<A> shift = highest == -A(__builtin_inf()) ? Vec<A>{} : highest;   // no key seen: p is 2^-inf = 0
-  const auto add = [&](int64_t at, Vec<A>& to) {
-    const Vec<A> p = exp2(load(s + at * n) * factor - shift);
-    to += p;
-    store(s + at * n, p);
-  };
-  for (key = 0; key + kAtOnce <= keys; key += kAtOnce)
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < kAtOnce; ++j) add(key + j, sum[j]);
-  for (; key < keys; ++key) add(key, sum[0]);
-  store(peak, highest);
-  store(total, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-}
-
 // partial = [peak, total, sum of 2^(s - peak) v] of every query of some strips against a run of keys.
 template <class T, class A>
 void partial_strips(const AttentionArgs& a, Tile* strips, int64_t count, int64_t first, int64_t last, A* partials,
@@ -134,7 +108,10 @@ void partial_strips(const AttentionArgs& a, Tile* strips, int64_t count, int64_t
   for (A& x : one) x = 1;
   for (int64_t i = 0; i < count; ++i) {
     A* s = own.scores + i * scores_size;
-    strip_softmax(s, strips[i].keys, apply_masks<Core>(a, strips[i], s, own.bias), peak[i], total[i]);
+    const A factor = apply_masks<Core>(a, strips[i], s, own.bias);
+    Vec<A> highest = splat(-A(__builtin_inf()));
+    store(total[i], exponentials<n>(s, strips[i].keys, factor, highest));
+    store(peak[i], highest);
   }
   __builtin_memset(own.out, 0, size_t(count * own.out_size(a)) * sizeof(A));
   for (int64_t key = 0; key < most; key += kLineKeys) {

@@ -45,11 +45,14 @@ void dispatch_storage(DType dtype, const F& f) {
   else return f(TypeTag<bf16>{});
 }
 
-// f(TypeTag<Core>) with the core for a dtype.
+// f(TypeTag<Core>) with the core for a dtype. Pairs of bfloat16 in tiles of 16 x 16: of 64 features and 2048 positions
+// nothing is padded, and no part of a block goes to waste where it is transposed.
 template <class F>
 void dispatch_core(DType dtype, const F& f) {
-#ifdef PYFAST_BF16_CORE
-  f(TypeTag<CoreFor<bf16>>{});
+#if defined(PYFAST_TILES)
+  f(TypeTag<AmxCore>{});
+#elif defined(PYFAST_BF16_CORE)
+  f(TypeTag<PairTile<16, 1>>{});
 #else
   dtype == DType::float64 ? f(TypeTag<FmaCore<double>>{}) : f(TypeTag<FmaCore<float>>{});
 #endif

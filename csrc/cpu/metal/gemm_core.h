@@ -105,10 +105,11 @@ using Bf16Core = AmxCore;
 #define PYFAST_BF16_CORE
 // Pairs of bfloat16 that are neighbours in depth, a pair in the place of FmaCore's float: VDPBF16PS adds both products
 // to a float, twice the operations of a multiply-add. a[depth / 2][kRows][2], b[depth / 2][kCols][2].
-struct PairCore {
+template <int64_t kHigh, int64_t kWide>
+struct PairTile {
   using Elem = bf16;
   using Acc = float;
-  static constexpr int64_t kVectors = 2, kRows = 12, kCols = kVectors * kLanes<float>, kDepth = 2;
+  static constexpr int64_t kVectors = kWide, kRows = kHigh, kCols = kVectors * kLanes<float>, kDepth = 2;
   static constexpr int64_t kBlockRows = 96;
   static constexpr int64_t kAhead = 32;   // as in FmaCore
   struct Session {};
@@ -120,13 +121,15 @@ struct PairCore {
     for (int64_t k = 0; k < depth; k += kDepth, a += kDepth * kRows, b += kDepth * kCols, next += kDepth * kCols / 8) {
       __builtin_prefetch(next, 0, 2);
       __builtin_prefetch(b + kAhead * kCols);
-      __builtin_prefetch(b + kAhead * kCols + 32);
-      const Step b0 = side_by_side(b), b1 = side_by_side(b + 32);
+      if (kVectors > 1) __builtin_prefetch(b + kAhead * kCols + 32);
+      Step lanes[kVectors];
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) lanes[v] = side_by_side(b + 32 * v);
 #pragma GCC unroll 16
       for (int64_t r = 0; r < kRows; ++r) {
         const Step ar = spread(a + kDepth * r);
-        add_product(sum[r][0], ar, b0);
-        add_product(sum[r][1], ar, b1);
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < kVectors; ++v) add_product(sum[r][v], ar, lanes[v]);
       }
     }
 #pragma GCC unroll 16
@@ -147,6 +150,7 @@ struct PairCore {
   }
   static void add_product(VecF& sum, Step a, Step b) { sum = (VecF)_mm512_dpbf16_ps((__m512)sum, a, b); }
 };
+using PairCore = PairTile<12, 2>;
 using Bf16Core = PairCore;
 #endif
 

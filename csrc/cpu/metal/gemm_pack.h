@@ -76,12 +76,12 @@ void pack_fma(A* to, const Operand<T>& from) {
 // One panel of rows of A, or of columns of B: the first kRows (kCols) lanes of `from`.
 template <class Core, class T>
 void pack_row_panel(typename Core::Elem* to, const Operand<T>& from) {
-  if constexpr (Core::kDepth > 1) pack_bf16_rows(to, from);
+  if constexpr (Core::kDepth > 1) pack_bf16_rows<Core>(to, from);
   else pack_fma<Core::kRows>(to, from);
 }
 template <class Core, class T>
 void pack_col_panel(typename Core::Elem* to, const Operand<T>& from) {
-  if constexpr (Core::kDepth > 1) pack_bf16_cols(to, from);
+  if constexpr (Core::kDepth > 1) pack_bf16_cols<Core>(to, from);
   else pack_fma<Core::kCols>(to, from);
 }
 

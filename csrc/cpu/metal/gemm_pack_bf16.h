@@ -121,17 +121,17 @@ void pack_tiles(bf16* to, const Operand<T>& from) {
                            : pack_lanes_first<kPairsOutside>(to, from.from(0, k));
 }
 
-template <class T>
+template <class Core, class T>
 void pack_bf16_rows(bf16* to, const Operand<T>& from) {
   pack_tiles<false>(to, from);
 }
-template <class T>
+template <class Core, class T>
 void pack_bf16_cols(bf16* to, const Operand<T>& from) {
   pack_tiles<true>(to, from);
 }
 
 #else
-// ---- PairCore: to[pair][width] -------------------------------------------------------------------
+// ---- PairTile: to[pair][width] -------------------------------------------------------------------
 // As in the panels of FmaCore, a row that is not the last may run into the next.
 template <int64_t kWidth>
 inline void store_pairs(bf16* to, VecU v, int64_t group, bool last) {
@@ -169,13 +169,13 @@ void pack_pairs(bf16* to, const Operand<T>& from) {
     }
 }
 
-template <class T>
+template <class Core, class T>
 void pack_bf16_rows(bf16* to, const Operand<T>& from) {
-  pack_pairs<PairCore::kRows>(to, from);
+  pack_pairs<Core::kRows>(to, from);
 }
-template <class T>
+template <class Core, class T>
 void pack_bf16_cols(bf16* to, const Operand<T>& from) {
-  pack_pairs<PairCore::kCols>(to, from);
+  pack_pairs<Core::kCols>(to, from);
 }
 #endif
 
