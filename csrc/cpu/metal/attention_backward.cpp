@@ -33,15 +33,22 @@ struct BackwardBuffers {
   }
 };
 
-// The tile as packed rows, [keys] by the queries as depth. Where a vector holds a whole step of a panel it is
-// stored whole: what it writes too much, the next step or panel overwrites.
+// The first query of a block that sees a key from t.key + key on, in whole steps of the depth.
 template <class Core>
-void pack_tile_rows(typename Core::Elem* rows, const typename Core::Acc* tile, const Tile& t) {
+int64_t first_seeing(bool causal, const Tile& t, int64_t key) {
+  return causal ? max_of(0, t.key + key - t.query) / Core::kDepth * Core::kDepth : 0;
+}
+
+// The tile as packed rows, [keys] by the queries as depth, but for panels of queries that see none of a row panel.
+// Where a vector holds a whole step of a panel it is stored whole: what it writes too much, the next step or panel
+// overwrites.
+template <class Core>
+void pack_tile_rows(typename Core::Elem* rows, const typename Core::Acc* tile, const Tile& t, bool causal) {
   using A = typename Core::Acc;
   constexpr int64_t C = Core::kCols, R = Core::kRows, n = kLanes<A>;
   const int64_t depth = padded_depth<Core>(t.queries);
   for (int64_t key = 0; key < t.keys; key += R)
-    for (int64_t q = 0; q < t.queries; q += C) {
+    for (int64_t q = first_seeing<Core>(causal, t, key) / C * C; q < t.queries; q += C) {
       const A* from = tile + q / C * kBlockKeys<Core> * C + key * C;
       if constexpr (Core::kDepth > 1 || R > n) {
         const Operand<A> part{from, C, 1, t.keys - key, min_of(C, t.queries - q)};
@@ -62,14 +69,17 @@ void pack_tile_rows(typename Core::Elem* rows, const typename Core::Acc* tile, c
 
 // sum[keys][wide] += tile^T times the features of the queries.
 template <class Core>
-void add_key_gradient(const Tile& t, const typename Core::Acc* tile, const typename Core::Elem* across,
+void add_key_gradient(bool causal, const Tile& t, const typename Core::Acc* tile, const typename Core::Elem* across,
                       int64_t features, typename Core::Elem* rows, typename Core::Acc* sum) {
   constexpr int64_t C = Core::kCols, R = Core::kRows;
   const int64_t depth = padded_depth<Core>(t.queries), wide = round_up(features, C);
-  pack_tile_rows<Core>(rows, tile, t);
+  pack_tile_rows<Core>(rows, tile, t, causal);
   for (int64_t j = 0; j < features; j += C)
-    for (int64_t key = 0; key < t.keys; key += R)
-      Core::multiply(depth, rows + key * depth, across + j * depth, sum + key * wide + j, wide, true);
+    for (int64_t key = 0; key < t.keys; key += R) {
+      const int64_t q = first_seeing<Core>(causal, t, key);
+      Core::multiply(depth - q, rows + key * depth + q * R, across + j * depth + q * C, sum + key * wide + j, wide,
+                     true);
+    }
 }
 
 // dq[panel][features][query] (+)= K^T dS, for the panels of a block of queries.
@@ -78,10 +88,10 @@ void add_query_gradient(const AttentionArgs& a, const Tile& t, const BackwardBuf
                         typename Core::Acc* dq, bool accumulate) {
   constexpr int64_t C = Core::kCols;
   const auto* k = own.keys.k_across + slot * own.keys.across_size(a);
-  const int64_t depth = padded_depth<Core>(t.keys);
   const int64_t block = padded_depth<Core>(min_of(kBlockKeys<Core>, a.keys - t.key));
   for (int64_t q = 0; q < t.queries; q += C) {
-    const auto* ds = as_columns<Core>(own.queries.dscores + q / C * own.queries.tile_size(), t.keys, own.ds_columns);
+    const int64_t keys = panel_of<Core>(a, t, q).keys, depth = padded_depth<Core>(keys);
+    const auto* ds = as_columns<Core>(own.queries.dscores + q / C * own.queries.tile_size(), keys, own.ds_columns);
     auto* to = dq + q * round_up(a.size, Core::kRows);
     for (int64_t i = 0; i < a.size; i += Core::kRows)
       Core::multiply(depth, k + i * block, ds, to + i * C, C, accumulate);
@@ -140,8 +150,8 @@ void backward_queries(const AttentionBackwardArgs& g, const Work& w, Tile t, int
     if (w.dkv) {
       auto* dv = own.dv + slot * kBlockKeys<Core> * own.wide(a.value_size);
       auto* dk = own.dk + slot * kBlockKeys<Core> * own.wide(a.size);
-      add_key_gradient<Core>(t, q.scores, q.dout_across, a.value_size, own.rows, dv);
-      add_key_gradient<Core>(t, q.dscores, q.q_across, a.size, own.rows, dk);
+      add_key_gradient<Core>(a.causal, t, q.scores, q.dout_across, a.value_size, own.rows, dv);
+      add_key_gradient<Core>(a.causal, t, q.dscores, q.q_across, a.size, own.rows, dk);
     }
     if (w.dq) add_query_gradient<Core>(a, t, own, slot, dq, first + slot > 0);
   }

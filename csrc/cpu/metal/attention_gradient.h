@@ -128,18 +128,28 @@ inline int64_t keys_seen(const AttentionArgs& a, const Tile& t, int64_t block_ke
   return a.causal ? max_of(0, min_of(keys, t.query + t.queries - t.key)) : keys;
 }
 
-// P and dS of a tile, panel by panel, in own.scores and own.dscores.
+// A panel of a block of queries, and the keys it sees of those that the block sees.
+template <class Core>
+Tile panel_of(const AttentionArgs& a, const Tile& t, int64_t first) {
+  const int64_t queries = min_of(Core::kCols, t.queries - first), last = t.query + first + queries;
+  const int64_t keys = a.causal ? max_of(0, min_of(t.keys, last - t.key)) : t.keys;
+  return {t.batch, t.head, t.query + first, queries, t.key, keys};
+}
+
+// P and dS of a tile, panel by panel, in own.scores and own.dscores; 0 where a whole panel does not see a key.
 template <class Core>
 void recompute_tile(const AttentionArgs& a, const Tile& t, const typename Core::Elem* k, const typename Core::Elem* v,
                     const QueryBuffers<Core>& own) {
   constexpr int64_t C = Core::kCols;
   for (int64_t first = 0; first < t.queries; first += C) {
     auto *s = own.scores + first / C * own.tile_size(), *d = own.dscores + first / C * own.tile_size();
-    multiply_rows<Core>(t.keys, a.size, k, own.q + first * padded_depth<Core>(a.size), s, false);
-    multiply_rows<Core>(t.keys, a.value_size, v, own.dout + first * padded_depth<Core>(a.value_size), d, false);
-    const Tile panel{t.batch, t.head, t.query + first, min_of(C, t.queries - first), t.key, t.keys};
+    const Tile panel = panel_of<Core>(a, t, first);
+    multiply_rows<Core>(panel.keys, a.size, k, own.q + first * padded_depth<Core>(a.size), s, false);
+    multiply_rows<Core>(panel.keys, a.value_size, v, own.dout + first * padded_depth<Core>(a.value_size), d, false);
     const auto factor = apply_masks<Core>(a, panel, s, own.bias);
-    softmax_gradient<Core>(s, d, t.keys, factor, own.lse + first, own.delta + first);
+    softmax_gradient<Core>(s, d, panel.keys, factor, own.lse + first, own.delta + first);
+    const size_t unseen = size_t((t.keys - panel.keys) * C) * sizeof(*s);
+    for (auto* tile : {s, d}) __builtin_memset(tile + panel.keys * C, 0, unseen);
   }
 }
 
