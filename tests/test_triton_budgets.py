@@ -14,6 +14,7 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 from tests import triton_budgets  # noqa: E402
 from tests.triton_budget_cases import (  # noqa: E402
     BUDGETS,
+    LIMITS,
     Budget,
     case_budget,
     linear_act_budget,
@@ -93,15 +94,15 @@ def test_products_of_odd_sizes_load_16_bytes(capability) -> None:
     ids=str,
 )
 def test_float32_products_do_not_wait_for_banks(case) -> None:
-    """Weights as they lie took 6.6 to 8.8 times the waves. A left operand that is not turned has
-    rows of both halves of a warp in one bank: 1.14 to 1.21.
-    """
-    budget = case_budget(case, torch.float32)
-    rows = triton_budgets.counted(budget)
-    for row in rows:
-        waves = row.get("shared_load_waves", 0) + row.get("shared_store_waves", 0)
-        ideal = row.get("shared_load_ideal", 0) + row.get("shared_store_ideal", 0)
-        assert waves <= 1.22 * ideal, row
+    """Weights as they lie took 6.6 to 8.8 times the waves, tiles of 64 columns 1.14 to 1.21."""
+    for large in (False, True):
+        budget = case_budget(case, torch.float32, large=large)
+        rows = triton_budgets.counted(budget)
+        assert any("shared_load_waves" in row for row in rows)
+        for row in rows:
+            waves = row.get("shared_load_waves", 0) + row.get("shared_store_waves", 0)
+            ideal = row.get("shared_load_ideal", 0) + row.get("shared_store_ideal", 0)
+            assert waves <= LIMITS["banks"] * ideal, row
 
 
 @pytest.mark.parametrize(

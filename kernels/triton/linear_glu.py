@@ -165,7 +165,7 @@ def glu_launch_config(
     """The tiles of the forward pass; pure. Half as wide as of one product: there are two."""
     config = launch_config(capability, dtype, m, n, k)
     if config.block_m < 128:
-        return replace(config, block_k=16) if dtype == torch.float32 else config
+        return config
     depth = 64 if capability[0] == CAPABILITY else 32
     return replace(config, block_n=config.block_n // 2, block_k=depth, num_stages=4)
 

@@ -5,7 +5,7 @@ transposed, sliced or expanded operand is read where it lies. Strides of 1 and m
 compiled in, as Triton does by itself: then rows move by 16-byte cp.async.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -67,10 +67,15 @@ def launch_config(
 
     Large tiles where they fill the GPU, small ones where they would not, and tiles of 16 rows where
     there are no more: a decoding step. float32 is multiplied plainly ("ieee"): tensor cores cut off
-    their sums, and even three tf32 products then err more than twice as far as torch.
+    their sums, and even three tf32 products then err more than twice as far as torch. Its tiles are
+    128 columns wide, so that the lanes of a warp, of four columns each, share their rows: of two
+    rows at once, those of the left operand, as it lies, are in one bank.
     """
     if dtype == torch.float32:
-        return MatmulConfig(64, 64, 32, num_warps=8, num_stages=3)
+        wide = MatmulConfig(64, 128, 16, num_warps=8, num_stages=3)
+        if m > 16 and wide.tiles(m, n) >= PROGRAMS:
+            return wide
+        return replace(wide, block_m=16 if m <= 16 else 32, num_warps=4)
     if m <= 16:
         return MatmulConfig(16, 64, 64, num_warps=4, num_stages=4)
     if capability[0] in BIG_SHARED:
