@@ -73,29 +73,26 @@ def test_long_rows_fill_sectors(cols) -> None:
 @pytest.mark.parametrize("dtype", [B, F], ids=str)
 @pytest.mark.parametrize("classes", [1024, 1025, 4095, 32003])
 def test_cross_entropy_fills_sectors_from_1024_classes_on(classes, dtype) -> None:
-    """A row has 12 bytes of results and reads its logit, its target and 12 bytes by themselves.
-
-    Just past 1024, where a second warp asks for them again, that is 4 in 100 more.
-    """
-    again = 0.04 if classes == 1025 else 0.0
+    """A row has 12 bytes of results and reads its logit, its target and 12 bytes by themselves."""
     case = testing.cross_entropy(2**17 // classes, classes)
     found = {launch.name: launch for launch in launches(case, dtype)}
-    assert_bars(found["cross_entropy_forward_kernel"], 1.1 + again)
-    assert_bars(found["cross_entropy_backward_kernel"], 1.05 + again)
+    assert_bars(found["cross_entropy_forward_kernel"], 1.1)
+    assert_bars(found["cross_entropy_backward_kernel"], 1.05)
 
 
 @pytest.mark.parametrize("dtype", [B, F], ids=str)
 @pytest.mark.parametrize("classes", [2, 10, 17, 100, 520, 999, 1001])
 def test_cross_entropy_fills_sectors_below_1024_classes(classes, dtype) -> None:
-    """Rows are taken many at a time, with their targets and results.
+    """Rows are taken many at a time, with their targets and results, which are loaded once.
 
-    Of 32 rows of 100, two warps load the targets three times in all: 8 bytes beside 200.
+    The gradient does not wait for banks either: turned to columns and back it took 5 times as long.
     """
     case = testing.cross_entropy(2**16 // max(4, classes), classes)
     found = {launch.name: launch for launch in launches(case, dtype)}
-    again = 0.03 if classes == 100 else 0.0
-    assert_bars(found["cross_entropy_tile_forward_kernel"], 1.05 + again)
-    assert_bars(found["cross_entropy_tile_backward_kernel"], 1.05)
+    backward = found["cross_entropy_tile_backward_kernel"]
+    assert_bars(found["cross_entropy_tile_forward_kernel"], 1.01)
+    assert_bars(backward, 1.05)
+    assert backward.stats.bank_factor <= 1.1
 
 
 @pytest.mark.parametrize("dtype", [B, F], ids=str)

@@ -21,6 +21,7 @@ from pyfast.kernels.cross_entropy_tiles import (
     LOWEST,
     MAX_COLS,
     PROGRAMS_EACH,
+    backward_layout,
     cross_entropy_tile_backward_kernel,
     cross_entropy_tile_forward_kernel,
     tile_layout,
@@ -52,7 +53,8 @@ def launch_config(cols: int, row_stride: int, itemsize: int, address: int) -> Co
     base = address % SECTOR // itemsize
     group = math.gcd(cols, row_stride, base, sector) if address % guards.ALIGNMENT == 0 else 1
     vector = 16 // itemsize
-    num_warps = min(8, max(1, triton.next_power_of_2(cols) // (4 * 32 * vector)))
+    wanted = max(1, cols // (4 * 32 * vector))  # one more would ask for what is known of the row
+    num_warps = min(8, triton.next_power_of_2(wanted + 1) // 2)
     chunks = 4 if group >= vector else 2
     return Config(chunks, num_warps * 32 * vector, group, sector, num_warps)
 
@@ -262,7 +264,7 @@ def cross_entropy_backward_triton(
         totals = launch_totals(target, weight, cols, ignore_index)
     grad_stride = grad_loss.stride(0) if each else 0
     if _are_tiles(x):
-        layout, warps = tile_layout(cols, x.itemsize)
+        layout, warps = backward_layout(*tile_layout(cols, x.itemsize))
         programs = min(triton.cdiv(rows, layout.rows), PROGRAMS_EACH * processors(x))
         cross_entropy_tile_backward_kernel[(programs,)](
             grad_loss, x, target, weight, totals, lse, dx,

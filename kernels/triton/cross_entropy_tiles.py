@@ -1,7 +1,8 @@
 """cross_entropy of short rows: a program has a tile of neighbours and all that is known of them.
 
 A row by itself asks for whole sectors of its target, its results and its ends: of 10 classes, 5
-times the bytes that must move. Neighbours are read and written as one run, see norm_tiles.
+times the bytes that must move. Neighbours are read and written as one run, see norm_tiles. The
+gradient is made where the run lies: a row's few numbers go to its elements, which stay in place.
 """
 
 import triton
@@ -13,13 +14,15 @@ from pyfast.kernels.norm_tiles import (
     columns,
     load_affine,
     load_rows,
+    row_of,
     row_sums,
-    store_rows,
+    run_of,
     vector_group,
 )
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # and not -inf: a row of nothing but -inf adds 0
 HUGE = tl.constexpr(1e30)  # logits beyond it are masks, from which differences would overflow
+NO_CLASS, IGNORED = tl.constexpr(-1), tl.constexpr(-2)  # places of targets that are no column
 MAX_COLS = 1023  # of longer rows what is known of each is little
 ELEMENTS = 4096  # of a tile,
 LEAST_ROWS = 8  # or more: their losses fill a sector;
@@ -42,6 +45,13 @@ def tile_layout(cols: int, itemsize: int) -> tuple[Layout, int]:
     return Layout(group, sector, 1, each, rows, covered // each, run), warps
 
 
+def backward_layout(layout: Layout, warps: int) -> tuple[Layout, int]:
+    """More warps than forward: a thread has 32 elements and four numbers of the row of each."""
+    warps = max(warps, min(8, layout.run // 1024))
+    covered, side = layout.each * layout.side, max(1, 32 * warps // layout.rows)
+    return layout._replace(each=covered // side, side=side), warps
+
+
 @triton.jit
 def _of_rows(values):
     """[ROWS] beside a tile [EACH, ROWS, SIDE]."""
@@ -57,13 +67,21 @@ def _row_maxima(values, LAYOUT: tl.constexpr):
 
 @triton.jit
 def _rows_of(tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT: tl.constexpr):
-    """The first row of a tile, how many there are, which, their targets and those as columns."""
+    """The first row of a tile, how many there are, which, and the columns of their targets.
+
+    NO_CLASS or IGNORED where that is none. Of the SIDE threads of a row one loads its target: all
+    of them, in every layout it is wanted in, would be 7 in 100 more sectors of 100 classes.
+    """
     first = tile.to(tl.int64) * LAYOUT.rows
     count = tl.minimum(n_rows - first, LAYOUT.rows).to(tl.int32)
     rows = tl.arange(0, LAYOUT.rows)
-    target = tl.load(target_ptr + first + rows, mask=rows < count, other=ignore_index)
-    place = tl.where((target >= 0) & (target < n_cols), target, -1).to(tl.int32)
-    return first, count, rows, target, place
+    side = tl.arange(0, LAYOUT.side)[None, :]
+    mask = (rows < count)[:, None] & (side == 0)
+    target = tl.load(target_ptr + first + rows[:, None] + 0 * side, mask=mask, other=0)
+    target = tl.where(rows < count, tl.sum(target, axis=1), ignore_index)
+    place = tl.where((target >= 0) & (target < n_cols), target, NO_CLASS)
+    place = tl.where(target == ignore_index, IGNORED, place)
+    return first, count, rows, place.to(tl.int32)
 
 
 @triton.jit
@@ -71,6 +89,15 @@ def _pairs(ptr, first, rows, count):
     """Pointers to two numbers of each row [ROWS, 2], side by side, and which there are."""
     offs = 2 * rows[:, None] + tl.arange(0, 2)[None, :]
     return ptr + 2 * first + offs, (rows < count)[:, None]
+
+
+@triton.jit
+def _load_pairs(ptr, first, rows, count, LAYOUT: tl.constexpr):
+    """Those numbers, each loaded by one of the SIDE threads of a row."""
+    ptrs, mask = _pairs(ptr, first, rows, count)
+    side = tl.arange(0, (LAYOUT.side + 1) // 2)[None, None, :]
+    mask = mask[:, :, None] & (side == 0)
+    return tl.split(tl.sum(tl.load(ptrs[:, :, None] + 0 * side, mask=mask, other=0.0), axis=2))
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_groups", "ignore_index"])
@@ -82,10 +109,8 @@ def cross_entropy_tile_forward_kernel(
     """As cross_entropy_forward_kernel; if the target is no class the loss is nan."""
     n_cols = n_groups * LAYOUT.group
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, LAYOUT.rows), tl.num_programs(0)):
-        first, count, rows, target, place = _rows_of(
-            tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT
-        )
-        counts = target != ignore_index
+        first, count, rows, place = _rows_of(tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT)
+        counts = place != IGNORED
         x = load_rows(logits_ptr, first * n_cols, count, n_cols, 0, LAYOUT)
         col_offs, is_col = columns(n_cols, 0, LAYOUT)
         at_target = row_sums(tl.where(col_offs == _of_rows(place), x, 0.0), LAYOUT)
@@ -121,15 +146,16 @@ def cross_entropy_tile_backward_kernel(
 ):  # fmt: skip
     """As cross_entropy_backward_kernel. EACH: every row has a gradient of its own."""
     n_cols = n_groups * LAYOUT.group
+    COVERED: tl.constexpr = LAYOUT.each * LAYOUT.side
+    if SMOOTH and HAS_WEIGHT:
+        cols = tl.arange(0, COVERED)
+        weights = tl.load(weight_ptr + cols, mask=cols < n_cols, other=0.0)
     shared = 0.0 if EACH else tl.load(grad_loss_ptr)
     size = tl.load(totals_ptr) if MEAN else 1.0
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, LAYOUT.rows), tl.num_programs(0)):
-        first, count, rows, target, place = _rows_of(
-            tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT
-        )
-        counts = target != ignore_index
-        ptrs, mask = _pairs(lse_ptr, first, rows, count)
-        top, log_total = tl.split(tl.load(ptrs, mask=mask, other=0.0))
+        first, count, rows, place = _rows_of(tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT)
+        counts = place != IGNORED
+        top, log_total = _load_pairs(lse_ptr, first, rows, count, LAYOUT)
         if EACH:
             g = tl.load(grad_loss_ptr + (first + rows) * grad_loss_stride, mask=counts, other=0.0)
         else:
@@ -141,14 +167,21 @@ def cross_entropy_tile_backward_kernel(
         uniform = g * (smoothing / n_cols) + tl.zeros_like(picked)
         if SMOOTH:
             scale += uniform * (tl.load(totals_ptr + 1) if HAS_WEIGHT else n_cols)
-        x = load_rows(logits_ptr, first * n_cols, count, n_cols, 0, LAYOUT)
-        col_offs, _ = columns(n_cols, 0, LAYOUT)
-        dx = _of_rows(scale) * tl.exp((x - _of_rows(top)) - _of_rows(log_total))
-        dx = tl.where(col_offs == _of_rows(place), dx - _of_rows(picked), dx)
+        x_ptrs, mask, shift = run_of(logits_ptr, first * n_cols, count, n_cols, LAYOUT)
+        x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+        slots = tl.arange(0, LAYOUT.run) - shift
+        row = row_of(slots, n_cols) & (LAYOUT.rows - 1)  # past the tile: anywhere
+        col = slots - row * n_cols
+        at, own = tl.gather(place, row, 0), tl.gather(scale, row, 0)
+        dx = own * tl.exp((x - tl.gather(top, row, 0)) - tl.gather(log_total, row, 0))
         if SMOOTH:
+            own = tl.gather(picked, row, 0)
+        dx = tl.where(col == at, dx - own, dx)
+        if SMOOTH:
+            each = tl.gather(uniform, row, 0)
             if HAS_WEIGHT:
-                dx -= _of_rows(uniform) * load_affine(weight_ptr, n_cols, 0, LAYOUT)
-            else:
-                dx -= _of_rows(uniform)
-        dx = tl.where(_of_rows(counts), dx, 0.0)
-        store_rows(dx_ptr, first * n_cols, count, n_cols, 0, dx, LAYOUT)
+                each *= tl.gather(weights, col & (COVERED - 1), 0)
+            dx -= each
+        dx = tl.where(at == IGNORED, 0.0, dx)
+        dx_ptrs, mask, _ = run_of(dx_ptr, first * n_cols, count, n_cols, LAYOUT)
+        tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=mask)

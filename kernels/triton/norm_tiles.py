@@ -62,7 +62,7 @@ def layout_of(cols: int, itemsize: int) -> tuple[Layout, int]:
 def walk(n_rows, n_cols, rows_each, LAYOUT: tl.constexpr):
     """The first row of this program, how many it has, and how far from a sector they begin.
 
-    Of runs each has its own distance, see `_run`.
+    Of runs each has its own distance, see `run_of`.
     """
     first = (tl.program_id(0) // LAYOUT.period).to(tl.int64) * (rows_each * LAYOUT.period)
     first += tl.program_id(0) % LAYOUT.period
@@ -93,12 +93,19 @@ def _tile(ptr, start, count, n_cols, shift, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _run(ptr, start, count, n_cols, LAYOUT: tl.constexpr):
+def run_of(ptr, start, count, n_cols, LAYOUT: tl.constexpr):
     """Pointers to `count` rows from `start` on as one run, from the sector it begins in."""
     shift = (start % LAYOUT.sector).to(tl.int32)
     offs = tl.arange(0, LAYOUT.run)
     mask = (offs >= shift) & (offs < shift + count * n_cols)
     return ptr + (start - shift) + offs, mask, shift
+
+
+@triton.jit
+def row_of(slots, n_cols):
+    """slots // n_cols by a product: exact where slots * n_cols < 2**31, and slots from 0 on."""
+    inverse = (0x7FFFFFFF // n_cols + 1).to(tl.uint32)
+    return tl.umulhi(slots.to(tl.uint32) * 2, inverse).to(tl.int32)
 
 
 @triton.jit
@@ -122,7 +129,7 @@ def load_rows(ptr, start, count, n_cols, shift, LAYOUT: tl.constexpr):
         ptrs, mask = _tile(ptr, start, count, n_cols, shift, LAYOUT)
         values = tl.load(ptrs, mask=mask, other=0.0)
     else:
-        ptrs, mask, shift = _run(ptr, start, count, n_cols, LAYOUT)
+        ptrs, mask, shift = run_of(ptr, start, count, n_cols, LAYOUT)
         run = tl.load(ptrs, mask=mask, other=0.0)
         rows, cols = _slots(LAYOUT)
         places = (rows * n_cols + cols + shift) & (LAYOUT.run - 1)  # past the columns: anywhere
@@ -154,11 +161,10 @@ def store_rows(ptr, start, count, n_cols, shift, values, LAYOUT: tl.constexpr):
         ptrs, mask = _tile(ptr, start, count, n_cols, shift, LAYOUT)
         tl.store(ptrs, values, mask=mask)
     else:
-        ptrs, mask, shift = _run(ptr, start, count, n_cols, LAYOUT)
+        ptrs, mask, shift = run_of(ptr, start, count, n_cols, LAYOUT)
         slots = tl.arange(0, LAYOUT.run) - shift
-        if LAYOUT.rows > 1:  # slots // n_cols by a product: exact where slots * n_cols < 2**31
-            inverse = (0x7FFFFFFF // n_cols + 1).to(tl.uint32)
-            row = tl.umulhi(slots.to(tl.uint32) * 2, inverse).to(tl.int32)
+        if LAYOUT.rows > 1:
+            row = row_of(slots, n_cols)
             slots -= row * n_cols
             slots += (slots // LAYOUT.side * (LAYOUT.rows - 1) + row) * LAYOUT.side
         slots = slots & (LAYOUT.each * LAYOUT.rows * LAYOUT.side - 1)  # what is masked: anywhere
