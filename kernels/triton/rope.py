@@ -49,14 +49,14 @@ def launch_config(
 @triton.jit(
     do_not_specialize=[
         "n_batch", "n_heads", "n_length", "half_groups", "batch_groups", "head_groups",
-        "time_groups", "cos_stride", "sin_stride",
+        "time_groups", "cos_groups", "sin_groups",
     ]
 )  # fmt: skip
 def rope_kernel(
     x_ptr, cos_ptr, sin_ptr, out_ptr,
     n_batch, n_heads, n_length, half_groups,
-    batch_groups, head_groups, time_groups, cos_stride, sin_stride,
-    INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr, GROUP: tl.constexpr,
+    batch_groups, head_groups, time_groups, cos_groups, sin_groups,
+    INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr, GROUP: tl.constexpr, ANGLES: tl.constexpr,
     BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
     """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), all heads of one position [BLOCK_HEADS, D/2].
@@ -67,8 +67,10 @@ def rope_kernel(
     half = half_groups * GROUP
     half_offs = tl.arange(0, BLOCK_HALF)
     half_mask = half_offs < half
-    cos = tl.load(cos_ptr + time * cos_stride + half_offs, mask=half_mask, other=0.0)[None, :]
-    sin = tl.load(sin_ptr + time * sin_stride + half_offs, mask=half_mask, other=0.0)[None, :]
+    cos_ptrs = cos_ptr + time * cos_groups * ANGLES + half_offs
+    sin_ptrs = sin_ptr + time * sin_groups * ANGLES + half_offs
+    cos = tl.load(cos_ptrs, mask=half_mask, other=0.0)[None, :]
+    sin = tl.load(sin_ptrs, mask=half_mask, other=0.0)[None, :]
     if INVERSE:
         sin = -sin
     for batch in range(tl.program_id(1), n_batch, tl.num_programs(1)):
@@ -114,16 +116,24 @@ def rope_triton(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse:
         config = launch_config(
             (batch, heads, length, size), x.stride(), x.itemsize, x.data_ptr(), processors(x)
         )
-        group = config.group
+        group, angles = config.group, _angle_group(cos, sin)
         rope_kernel[(length, config.splits)](
             x, cos, sin, out,
             batch, heads, length, size // 2 // group,
-            *(x.stride(d) // group for d in (0, 1, 2)), cos.stride(0), sin.stride(0),
-            INTERLEAVED=interleaved, INVERSE=inverse, GROUP=group,
+            *(x.stride(d) // group for d in (0, 1, 2)),
+            *(t.stride(0) // angles for t in (cos, sin)),
+            INTERLEAVED=interleaved, INVERSE=inverse, GROUP=group, ANGLES=angles,
             BLOCK_HEADS=config.block_heads, BLOCK_HALF=config.block_half,
             num_warps=config.num_warps,
         )  # fmt: skip
     return out.transpose(1, 2)  # [B, H, T, D]
+
+
+def _angle_group(*tables: Tensor) -> int:
+    """Angles, up to 16 bytes, that divide every offset a position can begin at."""
+    if any(t.data_ptr() % guards.ALIGNMENT for t in tables):
+        return 1
+    return math.gcd(*(t.stride(0) for t in tables), guards.ALIGNMENT // tables[0].itemsize)
 
 
 def _table(name: str, t: Tensor, x: Tensor) -> Tensor:
