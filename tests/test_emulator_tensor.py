@@ -28,13 +28,17 @@ START = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat_interleave(8, 0).repeat(1,
         ("mma_f16", torch.float16, 16),
         ("mma_tf32", torch.float32, 8),
         ("mma_s8", torch.int8, 32),
+        ("mma_u8", torch.uint8, 32),
         ("mma_e4m3", torch.float8_e4m3fn, 32),
+        ("mma_e5m2", torch.float8_e5m2, 32),
     ],
 )
 @pytest.mark.parametrize("perturb", [False, True])
 def test_mma(module: Module, name: str, dtype: torch.dtype, k: int, perturb: bool) -> None:
-    if dtype == torch.int8:
-        a, b = (torch.randint(-128, 128, (n, k), dtype=dtype) for n in (16, 8))
+    whole = not dtype.is_floating_point
+    if whole:
+        lowest = torch.iinfo(dtype).min
+        a, b = (torch.randint(lowest, lowest + 256, (n, k), dtype=dtype) for n in (16, 8))
         out = torch.zeros(16, 8, dtype=torch.int32)
     else:
         a, b = torch.randn(16, k).to(dtype), torch.randn(8, k).to(dtype)
@@ -44,9 +48,9 @@ def test_mma(module: Module, name: str, dtype: torch.dtype, k: int, perturb: boo
     x, y = (t.view(torch.uint8) if dtype.itemsize == 1 else t for t in (a, b))
     stats = module.launch(name, 1, 32, [x, y, out], perturb=perturb)
     exact = a.double() @ b.double().T + START
-    bound = 0 if dtype == torch.int8 else 2.0**-23 * exact.abs().max()
+    bound = 0 if whole else 2.0**-23 * exact.abs().max()
     assert (out - exact).abs().max() <= bound
-    if perturb and dtype != torch.int8:
+    if perturb and not whole:
         assert (out.abs().double() <= exact.abs()).all()  # cut off
     assert stats.mma_flops == 2 * 16 * 8 * k
 

@@ -36,6 +36,8 @@ MMA_4_2(mma_bf16, uint16_t, 16, float, "f", "mma.sync.aligned.m16n8k16.row.col.f
 MMA_4_2(mma_f16, uint16_t, 16, float, "f", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 MMA_4_2(mma_tf32, float, 8, float, "f", "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 MMA_4_2(mma_s8, int8_t, 32, int, "r", "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32")
+MMA_4_2(mma_u8, uint8_t, 32, int, "r", "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32")
+MMA_4_2(mma_e5m2, uint8_t, 32, float, "f", "mma.sync.aligned.m16n8k32.row.col.f32.e5m2.e5m2.f32")
 MMA_4_2(mma_e4m3, uint8_t, 32, float, "f", "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32")
 
 extern "C" __global__ void mma_f16_f16(const uint16_t* x, const uint16_t* y, uint16_t* o) {  // half accumulators
