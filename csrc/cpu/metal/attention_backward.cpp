@@ -39,6 +39,18 @@ int64_t first_seeing(bool causal, const Tile& t, int64_t key) {
   return causal ? max_of(0, t.key + key - t.query) / Core::kDepth * Core::kDepth : 0;
 }
 
+#if defined(PYFAST_BF16_CORE) && !defined(PYFAST_TILES)
+// A row panel of PairTile from two panels of queries, or one: a vector of pairs for each key is then full.
+inline void pack_two_panels(bf16* rows, const float* first, const float* second, int64_t keys, int64_t queries) {
+  VecU block[16] = {};
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i)
+    if (i < keys) block[i] = narrow_two(load(first + i * 16), second ? load(second + i * 16) : VecF{});
+  transpose(block);
+  for (int64_t i = 0; 2 * i < queries; ++i) __builtin_memcpy(rows + i * 32, &block[i], sizeof block[i]);
+}
+#endif
+
 // The tile as packed rows, [keys] by the queries as depth, but for panels of queries that see none of a row panel.
 // Where a vector holds a whole step of a panel it is stored whole: what it writes too much, the next step or panel
 // overwrites.
@@ -46,11 +58,16 @@ template <class Core>
 void pack_tile_rows(typename Core::Elem* rows, const typename Core::Acc* tile, const Tile& t, bool causal) {
   using A = typename Core::Acc;
   constexpr int64_t C = Core::kCols, R = Core::kRows, n = kLanes<A>;
+  constexpr bool kPairs = Core::kDepth == 2;
+  constexpr int64_t kStep = kPairs ? 2 * C : C;   // queries packed together
   const int64_t depth = padded_depth<Core>(t.queries);
   for (int64_t key = 0; key < t.keys; key += R)
-    for (int64_t q = first_seeing<Core>(causal, t, key) / C * C; q < t.queries; q += C) {
+    for (int64_t q = first_seeing<Core>(causal, t, key) / kStep * kStep; q < t.queries; q += kStep) {
       const A* from = tile + q / C * kBlockKeys<Core> * C + key * C;
-      if constexpr (Core::kDepth > 1 || R > n) {
+      if constexpr (kPairs) {
+        pack_two_panels(rows + key * depth + q * R, from, q + C < t.queries ? from + kBlockKeys<Core> * C : nullptr,
+                        t.keys - key, min_of(kStep, t.queries - q));
+      } else if constexpr (Core::kDepth > 1 || R > n) {
         const Operand<A> part{from, C, 1, t.keys - key, min_of(C, t.queries - q)};
         pack_row_panel<Core>(rows + key * depth + q * R, part);
       } else {

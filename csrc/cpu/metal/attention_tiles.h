@@ -115,8 +115,15 @@ inline T* at(const Heads<Data>& x, int64_t b, int64_t h, int64_t t) {
   return static_cast<T*>(x.data) + b * x.batch + h * x.head + t * x.time;
 }
 
+// Into L2: the rows of a head lie apart, and are not fetched by themselves.
+template <class T>
+inline void fetch_rows(const T* row, int64_t stride, int64_t count, int64_t features) {
+  for (int64_t i = 0; i < count; ++i, row += stride)
+    for (int64_t j = 0; j < features; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + j, 0, 2);
+}
+
 // Panels of `count` positions from t on, as rows or columns of a product over the features; or, `across`, of
-// the features, for a product over the positions.
+// the features, for a product over the positions. As many positions that follow are fetched meanwhile.
 template <class Core, bool kRows, bool kAcross>
 __attribute__((noinline)) void pack_heads(DType dtype, typename Core::Elem* to, const Heads<const void>& x, int64_t b,
                                           int64_t h, int64_t t, int64_t count, int64_t features) {
@@ -124,6 +131,7 @@ __attribute__((noinline)) void pack_heads(DType dtype, typename Core::Elem* to, 
   dispatch_storage<Core>(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const T* data = at<const T>(x, b, h, t);
+    fetch_rows(data + count * x.time, x.time, count, features);
     const Operand<T> whole = kAcross ? Operand<T>{data, 1, x.time, features, count}
                                      : Operand<T>{data, x.time, 1, count, features};
     const int64_t depth = padded_depth<Core>(whole.depth);
