@@ -73,6 +73,13 @@ def test_dram_bytes_are_what_does_not_stay(passes, l2_bytes, read, written) -> N
     assert stats.distinct_read == stats.distinct_written == SIZE
 
 
+@pytest.mark.parametrize("l2_bytes", [0, 1024])
+def test_what_was_read_and_then_written_goes_back(l2_bytes) -> None:
+    x = torch.randn(SIZE // 4)
+    stats = Module(SWEEP).launch("sweep", 1, 32, [x, x, 1, CHUNKS], l2_bytes=l2_bytes)
+    assert (stats.dram_read, stats.dram_written) == (SIZE, SIZE)
+
+
 def test_counters_do_not_depend_on_addresses_or_on_what_ran_before() -> None:
     first = sweep(2, 4096)
     sweep(3, 0, offset=4)  # 16 bytes on: other sectors, and nothing of it may stay
