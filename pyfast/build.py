@@ -26,8 +26,9 @@ TORCH_MINIMUM = (2, 13)
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unused-function"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512"
+X86 = {"x86_64", "AMD64"}
 ISA_FLAGS = {  # never -march=native: what is built here must run elsewhere
-    "generic": [],
+    "generic": ["-O2"] if platform.machine() in X86 else [],  # there for processors of before 2013
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": AVX512.split(),
     "avx512_bf16": f"{AVX512} -mavx512bf16".split(),
@@ -77,7 +78,7 @@ def source_hash(cuda_archs: tuple[str, ...] = ()) -> str:
 
 def isas() -> list[str]:
     """The instruction sets to compile for on this machine's architecture."""
-    return list(ISA_FLAGS) if platform.machine() in {"x86_64", "AMD64"} else ["generic"]
+    return list(ISA_FLAGS) if platform.machine() in X86 else ["generic"]
 
 
 def objects(emulate_tiles: bool = False) -> Iterator[tuple[Path, str, list[str]]]:

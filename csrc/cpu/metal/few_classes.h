@@ -72,7 +72,7 @@ struct RowsInLanes {
 // The targets of the rows in lanes, and the class weights of them.
 template <class A>
 struct TargetsInLanes {
-  using Index = __typeof__(Vec<A>{} < Vec<A>{});
+  using Index = Mask<A>;
   using Class = __typeof__(+Index{}[0]);
   Index target;   // -1: the row does not count
   Vec<A> weight;

@@ -111,6 +111,22 @@ inline void store(f16* p, VecF v) {
 #endif
 
 // ---- the first n lanes only; the others load as zero and are not stored --------------------------
+template <class A> using Mask = decltype(Vec<A>{} < Vec<A>{});
+
+template <class A>
+struct Run {   // as many lanes of ones as of zeros
+  __typeof__(+Mask<A>{}[0]) lanes[2 * kLanes<A>] = {};
+  constexpr Run() {
+    for (int64_t i = 0; i < kLanes<A>; ++i) lanes[i] = -1;
+  }
+};
+
+template <class A>
+inline auto first_lanes(int64_t n) {
+  static constexpr Run<A> run;
+  return load_bits<Mask<A>>(run.lanes + kLanes<A> - n);
+}
+
 template <class T>
 inline Vec<acc_t<T>> load_part(const T* p, int64_t n) {
 #ifdef __AVX512F__
@@ -121,6 +137,8 @@ inline Vec<acc_t<T>> load_part(const T* p, int64_t n) {
     return (VecF)((VecU)_mm512_cvtepu16_epi32(_mm512_castsi512_si256(bits)) << 16);
   }
 #endif
+#elif defined(__AVX2__)
+  if constexpr (__is_same(T, float)) return (VecF)_mm256_maskload_ps(p, (__m256i)first_lanes<float>(n));
 #endif
   T lanes[kLanes<acc_t<T>>] = {};
   __builtin_memcpy(lanes, p, size_t(n) * sizeof(T));
@@ -130,6 +148,8 @@ template <class T>
 inline void store_part(T* p, Vec<acc_t<T>> v, int64_t n) {
 #ifdef __AVX512F__
   if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+#elif defined(__AVX2__)
+  if constexpr (__is_same(T, float)) return _mm256_maskstore_ps(p, (__m256i)first_lanes<float>(n), (__m256)v);
 #endif
   T lanes[kLanes<acc_t<T>>];
   store(lanes, v);
@@ -157,8 +177,7 @@ struct Part {
     if constexpr (sizeof(A) == 4)
       return (VecF)_mm512_mask_mov_ps((__m512)splat(fallback), __mmask16((1u << count) - 1), (__m512)v);
 #endif
-    for (int64_t i = count; i < kLanes<A>; ++i) v[i] = fallback;
-    return v;
+    return first_lanes<A>(count) ? v : splat(fallback);
   }
 };
 
