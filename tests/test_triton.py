@@ -54,6 +54,7 @@ def test_triton_is_as_good_as_torch(case, dtype, capability) -> None:
 EDGES = [
     testing.norm("layer_norm", 3, 1),
     testing.norm("rms_norm", 1, 17, residual=True),
+    testing.norm("layer_norm", 3, 5001, residual=True),
     testing.norm("layer_norm", 3, 8200, residual=True),
     testing.norm("rms_norm", 2, 9001),
     testing.norm("layer_norm", 0, 8),

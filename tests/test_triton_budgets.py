@@ -110,6 +110,9 @@ def test_float32_products_do_not_wait_for_banks(case) -> None:
     [
         testing.norm("layer_norm", 4, 8192, residual=True),  # the widest row kept in registers
         testing.norm("layer_norm", 4, 8191, residual=True),  # and one that may not be
+        *(testing.norm("layer_norm", 4, cols, residual=True) for cols in (4097, 5000, 8177)),
+        testing.norm("layer_norm", 4, 4097),
+        testing.norm("rms_norm", 4, 8168, residual=True),
         testing.norm("layer_norm", 4, 4095, residual=True),  # the longest run
         testing.norm("layer_norm", 4, 501, residual=True),  # and one of two rows
         testing.cross_entropy(4, 50257, weighted=True, label_smoothing=0.1),

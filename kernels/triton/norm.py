@@ -21,6 +21,7 @@ from pyfast.kernels.norm_tiles import (
     walk,
 )
 
+EACH_WARP = 256  # elements of a row for each warp that takes them one by one
 STATS = 32  # rows whose statistics move at once: one for each lane
 
 
@@ -61,6 +62,16 @@ def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Confi
         tiles=STATS // at_once if at_once < 8 else 1,
         stats=STATS if at_once == period == 1 else max(at_once, 32 * num_warps),
     )
+
+
+def forward_warps(config: Config) -> int:
+    """The warps of the forward pass: more where rows of up to 8192 begin anywhere.
+
+    A thread of 16 warps would load, add, store and normalise 16 elements one by one, and spill.
+    """
+    layout = config.layout
+    alike = layout.run or layout.period == 1
+    return config.num_warps if alike else max(config.num_warps, layout.side // EACH_WARP)
 
 
 @triton.jit(do_not_specialize=["n_rows", "rows_each", "n_groups"])

@@ -65,7 +65,8 @@ def norm_forward(
     norm.norm_forward_kernel[(config.programs,)](
         x, residual, weight, bias, *made,
         rows, config.rows_each, cols // config.layout.group, eps,
-        CENTRE=centre, LAYOUT=config.layout, TILES=config.tiles, num_warps=config.num_warps,
+        CENTRE=centre, LAYOUT=config.layout, TILES=config.tiles,
+        num_warps=norm.forward_warps(config),
     )  # fmt: skip
     return made
 
