@@ -1,23 +1,13 @@
 // Attention of a few queries, as in decoding: bound by reading keys and values, so nothing is packed.
 // A worker reads a run of keys of one key head for all queries that use it; the runs are merged in order.
 #include "attention_strips.h"
+#include "sums_of_each.h"
 
 namespace pyfast {
 namespace {
 
 constexpr int64_t kGrainElements = 1 << 15;   // keys and values read by a thread at least
 constexpr int64_t kRowQueries = 12;           // of a head, that make no strip
-
-// Lane i of the result is the sum of the lanes of v[i].
-template <int kHalf, class V, int kSize, int... kLane>
-inline __attribute__((always_inline)) V sums_of_each(V (&v)[kSize], Numbers<kLane...> lanes) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kHalf; ++i)
-    v[i] = __builtin_shufflevector(v[i], v[i + kHalf], (kLane & kHalf ? kSize + kLane - kHalf : kLane)...) +
-           __builtin_shufflevector(v[i], v[i + kHalf], (kLane & kHalf ? kSize + kLane : kLane + kHalf)...);
-  if constexpr (kHalf > 1) return sums_of_each<kHalf / 2>(v, lanes);
-  return v[0];
-}
 
 // Queries that read a key together: more, and their sums would not fit into registers.
 template <class A> constexpr int64_t kTogether = min_of(4, kLanes<A>);

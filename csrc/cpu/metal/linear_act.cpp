@@ -2,6 +2,7 @@
 
 #include "linear_few.h"
 #include "linear_narrow.h"
+#include "linear_pairs.h"
 #include "linear_small.h"
 #include "linear_thin.h"
 
@@ -56,6 +57,10 @@ void forward(const LinearActArgs& a) {
   const T* x = static_cast<const T*>(a.x);
   const Operand<T> weight{static_cast<const T*>(a.weight.data), a.weight.out_stride, a.weight.in_stride, a.n, a.k};
   const Finish<T> finish{a};
+#ifdef PYFAST_PAIR_ROWS
+  if (a.m <= kPairRows && weight.depth_stride == 1)
+    return pair_rows_forward({x, a.x_stride, 1, a.m, a.k}, weight, finish);
+#endif
   if (a.m <= kFewRows)
     return few_rows(a.m, a.n, a.k, kBlockCols, [&](int64_t row, int64_t col, int64_t cols) {
       A* z = scratch<A>(kBlockSlot, kBlockCols);
