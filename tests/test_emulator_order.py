@@ -34,18 +34,28 @@ def raised(words: str | None) -> contextlib.AbstractContextManager:
     return pytest.raises(Violation, match=words) if words else contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("barrier", ["", "bar.sync 0;"])
-def test_a_write_waits_for_all_who_read(barrier) -> None:
-    """Two warps read a word that the third then writes."""
+@pytest.mark.parametrize("order", ["relaxed", "acq_rel"])
+def test_a_write_waits_for_all_who_read(order) -> None:
+    """Two threads read a word and count; the third writes it when it has seen both."""
+    seen = "relaxed" if order == "relaxed" else "acquire"
     body = f"""
-  setp.eq.u32 %p0, %t, 0; setp.lt.u32 %p1, %t, 64; setp.eq.u32 %p2, %t, 64;
-  @%p0 st.shared.b32 [%s], %t;
+  setp.eq.u32 %p0, %t, 64;
+  @%p0 st.shared.v2.b32 [%s], {{0, 0}};
   bar.sync 0;
-  @%p1 ld.shared.b32 %r0, [%s];
-  {barrier}
-  @%p2 st.shared.b32 [%s], %t;"""
-    with raised(None if barrier else "race"):
-        run(body, 1, 96, order="fixed")
+  and.b32 %r0, %t, 31; setp.ne.u32 %p1, %r0, 0;
+  @%p1 bra $end;
+  @%p0 bra $wait;
+  ld.shared.b32 %r0, [%s];
+  atom.{order}.cta.shared.add.u32 %r1, [%s+4], 1;
+  bra $end;
+$wait:
+  ld.{seen}.cta.shared.b32 %r1, [%s+4];
+  setp.lt.u32 %p2, %r1, 2;
+  @%p2 bra $wait;
+  st.shared.b32 [%s], %t;
+$end:"""
+    with raised("race.*was read" if order == "relaxed" else None):
+        run(body, 1, 96)
 
 
 @pytest.mark.parametrize("scope", ["cta", "gpu", "sys"])
