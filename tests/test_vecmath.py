@@ -52,16 +52,17 @@ def compile_probe(isa: str) -> Path:
     sources = [PROBE, *sorted((build.source_dir() / "cpu").rglob("*.h"))]
     content = repr(flags).encode() + b"".join(path.read_bytes() for path in sources)
     library = CACHE / f"{isa}.{hashlib.sha256(content).hexdigest()[:16]}.so"
-    if not library.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        for old in CACHE.glob(f"{isa}.*.so"):
-            old.unlink(missing_ok=True)
-        fresh = library.with_suffix(".tmp")
-        include = f"-I{build.source_dir() / 'cpu'}"
-        subprocess.run(
-            ["c++", *flags, include, "-shared", str(PROBE), "-o", str(fresh)], check=True
-        )
-        fresh.replace(library)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with build.locked(CACHE / f"{isa}.lock"):  # two processes of the tests may want it
+        if not library.exists():
+            for old in CACHE.glob(f"{isa}.*.so"):
+                old.unlink(missing_ok=True)
+            fresh = library.with_suffix(".tmp")
+            include = f"-I{build.source_dir() / 'cpu'}"
+            subprocess.run(
+                ["c++", *flags, include, "-shared", str(PROBE), "-o", str(fresh)], check=True
+            )
+            fresh.replace(library)
     return library
 
 
