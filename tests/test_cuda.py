@@ -46,14 +46,19 @@ def test_cuda_is_as_good_as_torch(case, dtype, capability) -> None:
     check_twice(case, dtype, capability)
 
 
-# one row, one column; 8200: too wide for registers; 65793: a row of two blocks; 0: none
+# one row, one column; 8200: too wide for registers, 33001: for shared memory, too; 65793: a row of
+# two blocks; 0: none
 EDGES = [
     testing.norm("layer_norm", 3, 1),
     testing.norm("rms_norm", 1, 17, residual=True),
     testing.norm("layer_norm", 3, 8200, residual=True),
     testing.norm("rms_norm", 2, 9001),
     testing.norm("layer_norm", 2, 5003),
+    testing.norm("layer_norm", 3, 33001, residual=True),
+    testing.norm("rms_norm", 2, 33001),
     testing.norm("layer_norm", 0, 8),
+    testing.norm("rms_norm", 1025, 8),  # runs of 512 rows, and one more
+    testing.norm("layer_norm", 33, 761, residual=True),  # the longest in runs
     testing.cross_entropy(1, 1),
     testing.cross_entropy(2, 65793, label_smoothing=0.1),
     testing.cross_entropy(3, 5003, weighted=True),
@@ -82,7 +87,7 @@ def test_cuda_attention_takes_the_kernel_of_its_head_size(size, value_size) -> N
 
 
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
-@pytest.mark.parametrize("cols", [4104, 8195])
+@pytest.mark.parametrize("cols", [4104, 8195, 25608])
 def test_cuda_norms_in_strips_keep_the_digits_of_float32(op, cols) -> None:
     check(testing.norm(op, 35, cols, residual=True), torch.float32, 90)
 
@@ -177,7 +182,8 @@ def test_compiled_functions_run_cuda(on_cuda) -> None:
 
     function(torch.randn(3, 33)).backward()
     kernels = [launch.name for launch in on_cuda]
-    assert kernels == ["norm_forward_kernel", "norm_backward_kernel", "column_sums_kernel"]
+    directions = "forward", "backward"
+    assert kernels == [*(f"norm_run_{d}_kernel" for d in directions), "column_sums_kernel"]
 
 
 def wrong(t: Tensor) -> dict[str, Any]:

@@ -57,9 +57,13 @@ step = functools.partial(value, testing.adamw(((5, 7), (300,)), max_norm=0.5))
 # (what is wrong, file, number, the check that must fail)
 DEFECTS = [
     ("no barrier before partial sums are read", "layer_norm", 1, norm(530)),
-    ("columns past the row in the variance", "layer_norm", 2, norm(53)),
-    ("gradients of weight and bias in one place", "layer_norm", 3, norm(53)),
+    ("columns past the row in the variance", "layer_norm", 2, norm(530)),
+    ("gradients of weight and bias in one place", "layer_norm", 3, norm(530)),
     ("no barrier before the statistics are read", "layer_norm", 4, norm(528)),  # one team
+    ("weights of other columns in a long row", "layer_norm", 6, norm(8201)),
+    ("a row of a run written before its neighbour is read", "layer_norm", 7, norm(53)),
+    ("columns of neighbours in a row of a run", "layer_norm", 8, norm(53)),
+    ("a gradient written before its neighbour is read", "layer_norm", 9, norm(53)),
     ("the running sum not rescaled", "cross_entropy", 1, loss(3, 9000)),
     ("any target read", "cross_entropy", 2, hostile_target),
     ("weights forgotten in the gradient", "cross_entropy", 3,

@@ -45,19 +45,60 @@ struct NormBackwardCudaArgs {
 // not whole sectors, `period` apart: so all of them begin at the same distance from a sector. Rows between them go to
 // other teams of the block at the same time, since neighbours share a sector. Where a team has many rows it has a
 // multiple of 8, whose statistics fill sectors. Rows that do not fit are cut into strips, which two launches read.
+//
+// Short rows are taken in runs of neighbours instead: a run in shared memory, a row of it for each `lanes` of a block.
 struct NormPlan {
   int elements, warps, teams;   // warps: of a team; teams: of a block
   int strips;                   // of a row
   int64_t blocks, rows_each;
   int period;
   int64_t partials;             // rows of partial sums
+  int lanes = 0;
 };
 
 constexpr int kNormWarps = 16, kNormTeams = 8;   // most of a block
 
+constexpr int kRunThreads = 512;     // of a block that takes runs
+constexpr int kRunPacks = 3;         // of 16 bytes, most of a thread
+
+// Packs that cover a row wherever it begins.
+inline int64_t norm_packs(int64_t cols, int64_t itemsize) {
+  const int64_t size = 16 / itemsize;
+  return (cols + size - std::gcd(cols, size) + size - 1) / size;
+}
+
+// Rows that fill half of a warp or less, and longer ones if they share sectors that would be much beside them.
+inline bool norm_in_runs(int64_t cols, int64_t itemsize) {
+  return norm_packs(cols, itemsize) <= (cols * itemsize % 32 == 0 ? 16 : 32 * kRunPacks);
+}
+
+inline NormPlan norm_run_plan(int64_t rows, int64_t cols, int64_t itemsize, int processors) {
+  const int64_t packs = norm_packs(cols, itemsize), each = (packs + 31) / 32;
+  int lanes = 1;
+  while (lanes < 32 && lanes < packs) lanes *= 2;
+  const int64_t run = kRunThreads / lanes, runs = (rows + run - 1) / run;
+  const int64_t wanted = std::min<int64_t>(runs, processors), some = (runs + wanted - 1) / wanted * run;
+  const int64_t blocks = (rows + some - 1) / some;
+  return {int(each * 16 / itemsize), 0, int(run), 1, blocks, some, 1, blocks, lanes};
+}
+
+// Packs of shared memory for `each` a thread, of `runs`; where several were, there will be sums of columns.
+__host__ __device__ constexpr int norm_run_packs(int each, int itemsize, int runs) {
+  const int elements = kRunThreads * each * 16 / itemsize;
+  const int sums = runs > 1 ? (elements + elements / 32 + kRunThreads + 3) / 4 : 0, all = runs * each * kRunThreads;
+  return sums > all ? sums : all;
+}
+
+// Backward a thread with more would spill: the weight stays in shared memory, for each place that a row can begin at.
+__host__ __device__ constexpr bool norm_run_parks(int elements) { return elements > 16; }
+__host__ __device__ constexpr int norm_run_parked(int elements, int places) {
+  return norm_run_parks(elements) ? places * elements * 32 : 0;
+}
+
 // Forward, fewer warps with more each meet at less cost; backward, where sums of columns are kept too, sixteen elements
 // are for rows that need them, or share sectors with others that then fit into the block, and would spill in float32.
 inline NormPlan norm_plan(int64_t rows, int64_t cols, int64_t itemsize, int processors, bool backward) {
+  if (norm_in_runs(cols, itemsize)) return norm_run_plan(rows, cols, itemsize, processors);
   const int64_t sector = 32 / itemsize, group = std::gcd(cols, sector), period = sector / group;
   const int64_t window = cols + sector - group;
   const bool fits = window <= 32 * kNormWarps * (backward && itemsize == 4 ? 8 : 16);
@@ -72,7 +113,7 @@ inline NormPlan norm_plan(int64_t rows, int64_t cols, int64_t itemsize, int proc
   if (each > 32) each = (each + 7) / 8 * 8;
   const int64_t sets = (rows + each * period - 1) / (each * period) * period;   // of rows, one for each team
   const int teams = int(std::min<int64_t>(std::min(kNormWarps / warps, kNormTeams), period));
-  return {elements, warps, teams, strips, sets / teams, each, int(period), sets};
+  return {elements, warps, teams, strips, sets / teams, each, int(period), sets / teams};
 }
 
 constexpr int64_t norm_padded(int64_t cols) { return (cols + 3) / 4 * 4; }   // what column sums want

@@ -20,10 +20,10 @@ __device__ __forceinline__ void add_strips(const NormBackwardCudaArgs& a, NormSt
   });
 }
 
-// dx = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum, g = grad_out weight; no mean(g) in rms_norm. The team's own
-// sums of grad_out xhat and of grad_out go to its row of each plane of partial.
+// dx = rstd (g - mean(g) - xhat mean(g xhat)) + grad_sum, g = grad_out weight; no mean(g) in rms_norm. The sums of
+// grad_out xhat and of grad_out over the rows of a block go to its row of each plane of partial.
 template <class T, int kElements, bool kCentred, NormPass kPass, bool kExact>
-__device__ __forceinline__ void norm_backward_rows(const NormBackwardCudaArgs& a, float* stage,
+__device__ __forceinline__ void norm_backward_rows(const NormBackwardCudaArgs& a, float* stages,
                                                    NormStatistics& statistics, NormStatistics* row_sums,
                                                    NormMeetings<kCentred> team) {
   using Slice = RowSlice<T, kElements / kPack<T>, kExact>;
@@ -31,6 +31,7 @@ __device__ __forceinline__ void norm_backward_rows(const NormBackwardCudaArgs& a
   const NormRows rows(a.rows, a.rows_each, a.period);
   const NormStrip<Slice> strip(rows.first, a.cols, kPass == NormPass::kWhole ? kAllColumns : int(blockIdx.y));
   const Slice slice = strip.slice;
+  float* const stage = stages + threadIdx.y * staged_floats(kElements * blockDim.x);
   constexpr bool kKeep = kElements < 16;   // else the weight stays in shared memory: registers would spill
   float weight[kElements], dweight[kElements] = {}, dbias[kElements] = {};
 #pragma unroll
@@ -97,18 +98,18 @@ __device__ __forceinline__ void norm_backward_rows(const NormBackwardCudaArgs& a
     if (rows.most > 0) store_sums((rows.most - 1) / NormStatistics::kRows * NormStatistics::kRows);
     return;
   }
-  float* plane = a.partial + rows.set * norm_padded(a.cols) + strip.begin;
+  float* plane = a.partial + blockIdx.x * norm_padded(a.cols) + strip.begin;
+  const auto sum = [&](const float(&from)[kElements]) { sum_columns(plane, slice, from, stages, rows.first, a.cols); };
   if (a.grad_weight) {
-    store_columns(plane, slice, dweight, stage);
-    if (!mutant(3)) plane += int64_t(gridDim.x) * blockDim.y * norm_padded(a.cols);
+    sum(dweight);
+    if (!mutant(3)) plane += int64_t(gridDim.x) * norm_padded(a.cols);
   }
-  if (kCentred && a.grad_bias) store_columns(plane, slice, dbias, stage);
+  if (kCentred && a.grad_bias) sum(dbias);
 }
 
 template <class T, int kElements, bool kCentred, NormPass kPass>
 __global__ void __launch_bounds__(512, 1) norm_backward_kernel(NormBackwardCudaArgs a) {
   extern __shared__ float staged_columns[];
-  float* const stage = staged_columns + threadIdx.y * staged_floats(kElements * blockDim.x);
   __shared__ NormStatistics statistics;
   __shared__ typename NormMeetings<kCentred>::Shared meeting;
   NormStatistics* row_sums = nullptr;
@@ -118,7 +119,8 @@ __global__ void __launch_bounds__(512, 1) norm_backward_kernel(NormBackwardCudaA
   }
   const NormMeetings<kCentred> team(meeting);
   const auto run = [&](auto exact) {
-    norm_backward_rows<T, kElements, kCentred, kPass, decltype(exact)::value>(a, stage, statistics, row_sums, team);
+    constexpr bool kExact = decltype(exact)::value;
+    norm_backward_rows<T, kElements, kCentred, kPass, kExact>(a, staged_columns, statistics, row_sums, team);
   };
   if (a.cols % kPack<T> == 0) run(std::true_type());
   else run(std::false_type());

@@ -3,6 +3,8 @@
 
 #include "column_sums.cuh"
 #include "norm_backward.cuh"
+#include "norm_long.cuh"
+#include "norm_runs.cuh"
 
 namespace pyfast {
 
@@ -29,6 +31,24 @@ void each_pass(const NormPlan& plan, const F& launch) {
   launch(std::integral_constant<Kind, Kind::kApply>(), grid, block, stage);
 }
 
+// kernel(packs of a thread as a type), launched for rows in runs, `runs` of them in shared memory at once.
+template <class T, class Args, class F>
+cudaError_t launch_runs(const NormPlan& plan, const Args& a, int runs, cudaStream_t stream, const F& kernel) {
+  const int each = plan.elements / kPack<T>;
+  const int floats = 2 * plan.teams + (runs > 1 ? norm_run_parked(plan.elements, kPack<T>) : 0);   // 2: statistics
+  const size_t shared = 16 * norm_run_packs(each, sizeof(T), runs) + floats * sizeof(float);
+  const auto launch = [&](auto packs) {
+    void (*const entry)(Args) = kernel(packs);
+    const cudaError_t status =
+        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (status != cudaSuccess) return status;
+    entry<<<unsigned(plan.blocks), dim3(unsigned(plan.lanes), unsigned(plan.teams)), shared, stream>>>(a);
+    return cudaGetLastError();
+  };
+  if (each == 1) return launch(std::integral_constant<int, 1>());
+  return each == 2 ? launch(std::integral_constant<int, 2>()) : launch(std::integral_constant<int, 3>());
+}
+
 template <bool kCentred>
 cudaError_t launch_norm(NormCudaArgs a, cudaStream_t stream) {
   const NormPlan plan = norm_plan(a.rows, a.cols, size_of(a.dtype), a.processors, false);
@@ -36,6 +56,12 @@ cudaError_t launch_norm(NormCudaArgs a, cudaStream_t stream) {
   a.period = plan.period;
   return dispatch_norm(a.dtype, [&](auto type) {
     using T = typename decltype(type)::Element;
+    if (plan.lanes) {
+      return launch_runs<T>(plan, a, 1, stream,
+                            [](auto packs) { return &norm_run_forward_kernel<T, packs.value, kCentred>; });
+    }
+    cudaError_t status = cudaSuccess;
+    if (plan.strips > 1 && launch_long<T, kCentred>(&status, a, stream)) return status;
     each_pass(plan, [&](auto pass, dim3 grid, dim3 block, size_t stage) {
       constexpr NormPass kPass = decltype(pass)::value;
       if (plan.elements == 8) {
@@ -69,15 +95,21 @@ cudaError_t launch_norm_backward(NormBackwardCudaArgs a, cudaStream_t stream) {
   a.period = plan.period;
   return dispatch_norm(a.dtype, [&](auto type) {
     using T = typename decltype(type)::Element;
-    each_pass(plan, [&](auto pass, dim3 grid, dim3 block, size_t stage) {
-      constexpr NormPass kPass = decltype(pass)::value;
-      if (plan.elements == 8) {
-        norm_backward_kernel<T, 8, kCentred, kPass><<<grid, block, stage, stream>>>(a);
-      } else if constexpr (kPass == NormPass::kWhole && sizeof(T) == 2) {
-        norm_backward_kernel<T, 16, kCentred, kPass><<<grid, block, stage, stream>>>(a);
-      }
-    });
-    const cudaError_t error = cudaGetLastError();
+    cudaError_t error = cudaSuccess;
+    if (plan.lanes) {
+      error = launch_runs<T>(plan, a, a.grad_sum ? 3 : 2, stream,
+                             [](auto packs) { return &norm_run_backward_kernel<T, packs.value, kCentred>; });
+    } else {
+      each_pass(plan, [&](auto pass, dim3 grid, dim3 block, size_t stage) {
+        constexpr NormPass kPass = decltype(pass)::value;
+        if (plan.elements == 8) {
+          norm_backward_kernel<T, 8, kCentred, kPass><<<grid, block, stage, stream>>>(a);
+        } else if constexpr (kPass == NormPass::kWhole && sizeof(T) == 2) {
+          norm_backward_kernel<T, 16, kCentred, kPass><<<grid, block, stage, stream>>>(a);
+        }
+      });
+      error = cudaGetLastError();
+    }
     if (error != cudaSuccess || !a.partial) return error;
     return a.affine_dtype == a.dtype ? launch_norm_sums<T>(a, plan, stream)
                                      : launch_norm_sums<float>(a, plan, stream);

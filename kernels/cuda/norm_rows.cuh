@@ -42,18 +42,6 @@ __device__ __forceinline__ void with_affine(const void* from, DType dtype, int b
   else f(static_cast<const T*>(from) + begin);
 }
 
-// The other way round: sums of the columns.
-template <class Slice>
-__device__ __forceinline__ void store_columns(float* to, const Slice& slice, const float (&from)[Slice::kElements],
-                                              float* stage) {
-  team_barrier();
-#pragma unroll
-  for (int i = 0; i < slice.kElements; ++i) own(stage, slice, i) = from[i];   // past the row 0
-  if (!mutant(1)) team_barrier();
-  for (int place = threadIdx.x; place < slice.shift + slice.cols; place += blockDim.x)
-    if (place >= slice.shift) to[place - slice.shift] = stage[staged(place)];
-}
-
 // The rows of a team: `count` of them, `period` apart. The first decides how far all are from a sector.
 struct NormRows {
   unsigned set;   // of all teams' of the grid
@@ -82,14 +70,20 @@ struct NormRows {
 // The columns of a row that a block has: all, or a window of them, counted from the sector that the row begins in.
 constexpr int kAllColumns = -1;
 
+// Elements from the sector that a row begins in to the row.
+template <class Slice>
+__device__ __forceinline__ int row_shift(int64_t row, int cols) {
+  constexpr int kWhole = kSector / (16 / Slice::kSize);
+  return int(unsigned(row % kWhole) * unsigned(cols % kWhole) % kWhole);
+}
+
 template <class Slice>
 struct NormStrip {
   int begin = 0;
   Slice slice;   // of the row from column `begin` on
 
   __device__ __forceinline__ NormStrip(int64_t row, int cols, int strip) {
-    constexpr int kWhole = kSector / (16 / Slice::kSize);
-    const int shift = int(unsigned(row % kWhole) * unsigned(cols % kWhole) % kWhole);
+    const int shift = row_shift<Slice>(row, cols);
     slice = {cols, shift};
     if (strip == kAllColumns) return;
     const int window = Slice::kElements * int(blockDim.x), from = strip * window - shift;
@@ -97,6 +91,27 @@ struct NormStrip {
     slice = {min(from + window, cols) - begin, strip == 0 ? shift : 0};
   }
 };
+
+// The other way round: to[column] = the sum of the column over the teams of a block, of which this one has rows from
+// `first` on. `stages`: of all teams.
+template <class Slice>
+__device__ __forceinline__ void sum_columns(float* to, const Slice& slice, const float (&from)[Slice::kElements],
+                                            float* stages, int64_t first, int cols) {
+  const int window = int(staged_floats(Slice::kElements * blockDim.x)), teams = int(blockDim.y);
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < slice.kElements; ++i) own(stages + threadIdx.y * window, slice, i) = from[i];   // past the row 0
+  if (!mutant(1)) __syncthreads();
+  for (int col = int(threadIdx.y * blockDim.x + threadIdx.x); col < slice.cols; col += int(blockDim.x) * teams) {
+    float sum = 0;
+    for (int t = 0; t < teams; ++t) {
+      const int64_t row = first - int(threadIdx.y) + t;
+      const int shift = teams == 1 ? slice.shift : row_shift<Slice>(row, cols);
+      sum += stages[t * window + staged(col + shift)];
+    }
+    to[col] = sum;
+  }
+}
 
 // As many elements as may be read beside a row, for the pack at its edge.
 template <class T>
