@@ -116,6 +116,7 @@ def test_float32_products_do_not_wait_for_banks(case) -> None:
         testing.norm("layer_norm", 4, 4095, residual=True),  # the longest run
         testing.norm("layer_norm", 4, 501, residual=True),  # and one of two rows
         testing.cross_entropy(4, 50257, weighted=True, label_smoothing=0.1),
+        testing.cross_entropy(40, 100, weighted=True, label_smoothing=0.1),
         testing.cross_entropy(40, 600, weighted=True, label_smoothing=0.1),
         testing.cross_entropy(40, 999, weighted=True, label_smoothing=0.1),
     ],

@@ -217,7 +217,8 @@ def cross_entropy_triton(
     lse = x.new_empty((rows, 2), dtype=torch.float32)
     smooth = label_smoothing > 0
     if _are_tiles(x):
-        layout, warps = tile_layout(cols, x.itemsize)
+        heavy = smooth and weight is not None
+        layout, warps = tile_layout(cols, x.itemsize, heavy)
         programs = min(triton.cdiv(rows, layout.rows), PROGRAMS_EACH * processors(x))
         cross_entropy_tile_forward_kernel[(programs,)](
             x, target, weight, loss, lse, rows, cols // layout.group, ignore_index, label_smoothing,
@@ -264,7 +265,8 @@ def cross_entropy_backward_triton(
         totals = launch_totals(target, weight, cols, ignore_index)
     grad_stride = grad_loss.stride(0) if each else 0
     if _are_tiles(x):
-        layout, warps = backward_layout(*tile_layout(cols, x.itemsize))
+        heavy = smooth and weight is not None
+        layout, warps = backward_layout(*tile_layout(cols, x.itemsize, heavy))
         programs = min(triton.cdiv(rows, layout.rows), PROGRAMS_EACH * processors(x))
         cross_entropy_tile_backward_kernel[(programs,)](
             grad_loss, x, target, weight, totals, lse, dx,

@@ -30,15 +30,17 @@ MOST_ROWS = 256  # one for each thread
 PROGRAMS_EACH = 16  # of a multiprocessor: about what it holds at once
 
 
-def tile_layout(cols: int, itemsize: int) -> tuple[Layout, int]:
+def tile_layout(cols: int, itemsize: int, smoothed_weights: bool) -> tuple[Layout, int]:
     """For rows of `cols` elements of `itemsize` bytes; the warps.
 
-    Two at least: in one, Triton gathers by shuffles, each of every element.
+    Two at least: in one, Triton gathers by shuffles, each of every element. A thread has 64
+    elements, or 32 where weights of classes are smoothed, too: more would spill.
     """
+    each_warp = 1024 if smoothed_weights else 2048
     sector, group = SECTOR // itemsize, vector_group(cols, itemsize)
     covered = triton.next_power_of_2(cols)
     rows = min(MOST_ROWS, max(LEAST_ROWS, ELEMENTS // covered))
-    warps = max(2, min(8, max(rows * covered // 2048, rows // 32)))
+    warps = max(2, min(8, max(rows * covered // each_warp, rows // 32)))
     each = min(covered, rows * covered // (32 * warps))
     apart = 0 if rows * cols % sector == 0 else sector - group
     run = triton.next_power_of_2(rows * cols + apart)
@@ -46,8 +48,8 @@ def tile_layout(cols: int, itemsize: int) -> tuple[Layout, int]:
 
 
 def backward_layout(layout: Layout, warps: int) -> tuple[Layout, int]:
-    """More warps than forward: a thread has 32 elements and four numbers of the row of each."""
-    warps = max(warps, min(8, layout.run // 1024))
+    """Twice the warps of forward: a thread has four numbers of the row of each element, too."""
+    warps = min(2 * warps, max(warps, layout.run // 512))
     covered, side = layout.each * layout.side, max(1, 32 * warps // layout.rows)
     return layout._replace(each=covered // side, side=side), warps
 
