@@ -62,7 +62,7 @@ void finish_panel(const AttentionArgs& a, const Tile& t, const typename Core::Ac
     const A total = softmax.total[i];
     factor[i] = total == 0 ? 0 : 1 / total;
     if (i < t.queries)
-      lse[i] = total == 0 ? A(__builtin_inf()) : A((double(softmax.peak[i]) + __builtin_log2(double(total))) * kLn2);
+      lse[i] = total == 0 ? A(__builtin_inf()) : A(double(softmax.peak[i]) + __builtin_log(double(total)));
   }
   dispatch_storage<Core>(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

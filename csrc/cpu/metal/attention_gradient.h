@@ -47,7 +47,7 @@ struct QueryBuffers {
   using E = typename Core::Elem;
   E *q, *dout;                   // panels of queries, for products over the features
   E *q_across, *dout_across;     // panels of features, for products over the queries
-  A *lse, *delta;                // per query: log-sum-exp in base 2, and dO . O
+  A *lse, *delta;                // per query: log-sum-exp, and dO . O
   A *scores, *dscores, *bias;    // [panel][key][query]
 
   QueryBuffers(Carver& c, const AttentionArgs& a)
@@ -79,7 +79,7 @@ struct QueryBuffers {
     const AttentionArgs& a = g.forward;
     const A* from = static_cast<const A*>(a.lse) + (t.batch * a.heads + t.head) * a.queries + t.query;
     for (int64_t i = 0; i < kBlockQueries<Core>; ++i) {
-      lse[i] = i < t.queries ? from[i] * A(kLog2e) : A(__builtin_inf());
+      lse[i] = i < t.queries ? from[i] : A(__builtin_inf());
       delta[i] = 0;
     }
     if constexpr (Core::kDepth == 1) load_delta(a, t);

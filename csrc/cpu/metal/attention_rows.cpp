@@ -81,12 +81,8 @@ template <class T, class A>
 void add_mask(const AttentionArgs& a, const Tile& t, A* s) {
   const AttentionMask& m = a.mask;
   const int64_t at = t.batch * m.batch + t.head * m.head + t.query * m.query + t.key * m.key;
-  const A lowest = sizeof(A) == 8 ? A(-__DBL_MAX__) : A(-__FLT_MAX__);
   const auto add = [&](const auto* mask) {
-    for (int64_t key = 0; key < t.keys; ++key) {
-      const A raw = A(load_one(mask + at + key * m.key)), scaled = raw * A(kLog2e);
-      s[key] += raw == -A(__builtin_inf()) ? raw : scaled < lowest ? lowest : scaled;
-    }
+    for (int64_t key = 0; key < t.keys; ++key) s[key] += A(load_one(mask + at + key * m.key));
   };
   if (m.kind == MaskKind::boolean) add(static_cast<const Flag*>(m.data));
   else if (m.kind == MaskKind::float32) add(static_cast<const float*>(m.data));
@@ -94,13 +90,13 @@ void add_mask(const AttentionArgs& a, const Tile& t, A* s) {
 }
 
 // kQueries queries of one head, or the t.queries there are of them, against a run of keys: partial = [peak, total, sum
-// of 2^(s - peak) v].
+// of e^(s - peak) v].
 template <int64_t kQueries, class T, class A>
 void partial_rows(const AttentionArgs& a, const Tile& t, A* partial, int64_t stride) {
   const int64_t kv_head = t.head / (a.heads / a.kv_heads), wide = round_up(a.size, kLanes<A>);
   const int64_t run = round_up(t.keys + kLanes<A>, kLanes<A>), last = t.key + t.keys;
   A *q = scratch<A>(0, kQueries * wide), *s = scratch<A>(1, kQueries * run);
-  const A factor = A(a.scale * kLog2e), inf = A(__builtin_inf());
+  const A factor = A(a.scale), inf = A(__builtin_inf());
   for (int64_t i = 0; i < kQueries; ++i) {   // a query that is not there is the last once more
     const T* from = at<const T>(a.q, t.batch, t.head, t.query + min_of(i, t.queries - 1));
     sweep<A>(a.size, [&](auto lanes, int64_t j) { lanes.store(q + i * wide + j, lanes.load(from + j) * factor); });
@@ -114,7 +110,7 @@ void partial_rows(const AttentionArgs& a, const Tile& t, A* partial, int64_t str
     sweep<A>(seen, [&](auto lanes, int64_t j) { peaks = max_of(peaks, lanes.keep(lanes.load(own + j), -inf)); });
     const A peak = max_lanes(peaks), shift = peak == -inf ? 0 : peak;
     sweep<A>(seen, [&](auto lanes, int64_t j) {
-      const Vec<A> p = exp2(lanes.load(own + j) - shift);
+      const Vec<A> p = exp_of(lanes.load(own + j) - shift);
       totals += lanes.keep(p, 0);
       lanes.store(own + j, p);
     });
@@ -166,7 +162,7 @@ void merge_row(const AttentionArgs& a, int64_t row, int64_t splits) {
   const A shift = peak == -A(__builtin_inf()) ? 0 : peak;
   for (int64_t i = 0; i < splits; ++i) {
     A* one = partial + i * width;
-    one[0] = A(__builtin_exp2(double(one[0] - shift)));
+    one[0] = A(__builtin_exp(double(one[0] - shift)));
     total += one[0] * one[1];
   }
   const A factor = total == 0 ? 0 : 1 / total;
@@ -177,7 +173,7 @@ void merge_row(const AttentionArgs& a, int64_t row, int64_t splits) {
     lanes.store(out + j, sum * factor);
   });
   static_cast<A*>(a.lse)[row] =
-      total == 0 ? A(__builtin_inf()) : A((double(peak) + __builtin_log2(double(total))) * kLn2);
+      total == 0 ? A(__builtin_inf()) : A(double(peak) + __builtin_log(double(total)));
 }
 
 }  // namespace

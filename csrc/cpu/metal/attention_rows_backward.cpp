@@ -56,7 +56,7 @@ void load_strip(const AttentionBackwardArgs& g, const Tile& t, const StripGradie
   for (int64_t j = 0; j < a.value_size; ++j) delta += load(own.dout + j * n) * load(out + j * n);
   store(own.delta, delta);
   const A* lse = static_cast<const A*>(a.lse) + (t.batch * a.heads + t.head) * a.queries + t.query;
-  for (int64_t i = 0; i < n; ++i) own.lse[i] = i < t.queries ? lse[i] * A(kLog2e) : A(__builtin_inf());
+  for (int64_t i = 0; i < n; ++i) own.lse[i] = i < t.queries ? lse[i] : A(__builtin_inf());
 }
 
 // c[rows][features] (+)= sum over the queries of a strip of tile[row][query] lines[query][feature].

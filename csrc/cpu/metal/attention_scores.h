@@ -1,5 +1,5 @@
 // From scores to probabilities: masks, the online softmax of the forward pass, and the recomputed softmax with
-// its gradient. Exponents are in base 2: e^(scale s + mask) = 2^(log2e scale s + log2e mask).
+// its gradient.
 #pragma once
 
 #include "attention_tiles.h"
@@ -40,25 +40,21 @@ void load_mask(const AttentionArgs& a, const Tile& t, typename Core::Acc* bias) 
   else dispatch_storage<Core>(a.dtype, pack);
 }
 
-// Masks the tile and returns what its elements are still to be multiplied with. A finite mask stays finite in
-// base 2: rows masked by the lowest float throughout average all keys, as in torch.
+// Masks the tile and returns what its elements are still to be multiplied with.
 template <class Core, class A = typename Core::Acc>
 A apply_masks(const AttentionArgs& a, const Tile& t, A* s, A* bias) {
-  const A factor = A(a.scale * kLog2e);
+  const A factor = A(a.scale);
   const bool diagonal = a.causal && t.key + t.keys - 1 > t.query, masked = a.mask.kind != MaskKind::none;
   if (!diagonal && !masked) return factor;
   if (masked) load_mask<Core>(a, t, bias);
-  const A lowest = sizeof(A) == 8 ? A(-__DBL_MAX__) : A(-__FLT_MAX__), inf = A(__builtin_inf());
+  const A inf = A(__builtin_inf());
   Vec<A> lane;
   for (int64_t i = 0; i < kLanes<A>; ++i) lane[i] = A(i);
   for (int64_t key = 0; key < t.keys; ++key)
     for (int64_t i = 0; i < Core::kCols; i += kLanes<A>) {
       A* at = s + key * Core::kCols + i;
       Vec<A> v = load(at) * factor;
-      if (masked) {
-        const Vec<A> raw = load(bias + key * Core::kCols + i), scaled = raw * A(kLog2e);
-        v += raw == -inf ? splat(-inf) : scaled < lowest ? splat(lowest) : scaled;
-      }
+      if (masked) v += load(bias + key * Core::kCols + i);
       if (diagonal) v = lane < A(t.key + key - t.query - i) ? splat(-inf) : v;   // keys after the query
       store(at, v);
     }
@@ -76,22 +72,22 @@ struct Softmax {
   }
 };
 
-// p = 2^(s factor - peak) in place, for a vector of columns; returns their sums. peak is the highest score so far, here
+// p = e^(s factor - peak) in place, for a vector of columns; returns their sums. peak is the highest score so far, here
 // or before. Four keys at a time, for the latency of max and add.
 template <int64_t kStride, class A>
 Vec<A> exponentials(A* s, int64_t keys, A factor, Vec<A>& peak) {
   constexpr int64_t kAtOnce = 4;
   Vec<A> most[kAtOnce] = {peak, peak, peak, peak}, sum[kAtOnce] = {};
-  const auto scores = [&](int64_t key) { return load(s + key * kStride) * factor; };
+  const auto scores = [&](int64_t key) { return scaled<A>(load(s + key * kStride), factor); };
   int64_t key = 0;
   for (; key + kAtOnce <= keys; key += kAtOnce)
 #pragma GCC unroll 4
     for (int64_t j = 0; j < kAtOnce; ++j) most[j] = max_of(most[j], scores(key + j));
   for (; key < keys; ++key) most[0] = max_of(most[0], scores(key));
   peak = max_of(max_of(most[0], most[1]), max_of(most[2], most[3]));
-  const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak;   // nothing seen yet: p is 2^-inf = 0
+  const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak;   // nothing seen yet: p is e^-inf = 0
   const auto add = [&](int64_t at, Vec<A>& to) {
-    const Vec<A> p = exp2(scores(at) - shift);
+    const Vec<A> p = exp_of(scores(at) - shift);
     to += p;
     store(s + at * kStride, p);
   };
@@ -110,23 +106,23 @@ void softmax_step(A* s, int64_t keys, A factor, Softmax<Core>& state, A* correct
     const Vec<A> before = load(state.peak + i);
     Vec<A> peak = before;
     const Vec<A> sum = exponentials<Core::kCols>(s + i, keys, factor, peak);
-    const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak, scale = exp2(before - shift);
+    const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak, scale = exp_of(before - shift);
     store(state.peak + i, peak);
     store(correction + i, scale);
     store(state.total + i, load(state.total + i) * scale + sum);
   }
 }
 
-// With the scores in s and dP = dO V^T in d: s becomes P, d becomes dS = P (dP - delta). lse in base 2.
+// With the scores in s and dP = dO V^T in d: s becomes P, d becomes dS = P (dP - delta).
 template <class Core, class A = typename Core::Acc>
 void softmax_gradient(A* s, A* d, int64_t keys, A factor, const A* lse, const A* delta) {
   constexpr int64_t C = Core::kCols, n = kLanes<A>;
   for (int64_t i = 0; i < C; i += n) {
     const Vec<A> row_lse = load(lse + i), row_delta = load(delta + i);
     for (int64_t at = i; at < keys * C; at += C) {
-      Vec<A> t = load(s + at) * factor - row_lse;
+      Vec<A> t = scaled<A>(load(s + at), factor) - row_lse;
       t = min_of(Vec<A>{}, t);   // P <= 1 also where lse is so large that it lost the sum; a NaN stays
-      const Vec<A> p = exp2(t);
+      const Vec<A> p = exp_of(t);
       store(s + at, p);
       store(d + at, p * (load(d + at) - row_delta));
     }

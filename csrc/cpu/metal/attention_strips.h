@@ -83,7 +83,7 @@ struct StripBuffers {
   }
 };
 
-// partial = [peak, total, sum of 2^(s - peak) v] of every query of some strips against a run of keys.
+// partial = [peak, total, sum of e^(s - peak) v] of every query of some strips against a run of keys.
 template <class T, class A>
 void partial_strips(const AttentionArgs& a, Tile* strips, int64_t count, int64_t first, int64_t last, A* partials,
                     int64_t stride, const StripBuffers<A>& own) {

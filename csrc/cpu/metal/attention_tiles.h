@@ -10,7 +10,7 @@
 namespace pyfast {
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+constexpr double kLog2e = 1.4426950408889634;
 
 // Keys of a block: at least 128, in whole panels, so that 512 keys are four blocks.
 template <class Core> constexpr int64_t kBlockKeys = round_up(128, Core::kRows);
@@ -34,6 +34,20 @@ inline VecF exp2(VecF t) {
 #endif
 }
 inline VecD exp2(VecD t) { return each_lane(t, [](double v) { return __builtin_exp2(v); }); }
+
+// e^difference of two scores. Only the difference goes to base 2: of large scores, changing each would round away what
+// the difference is made of.
+template <class V>
+inline V exp_of(V difference) {
+  return exp2(difference * typename ScalarOf<V>::type(kLog2e));
+}
+
+// A score times what apply_masks() returned, rounded as it was where the maximum was taken: contracted into a
+// subtraction of the maximum it would not give 0 there.
+template <class A>
+inline Vec<A> scaled(Vec<A> score, A factor) {
+  return __builtin_assoc_barrier(score * factor);
+}
 
 // f(TypeTag<T>) for the storage types whose products run on Core.
 template <class Core, class F>
