@@ -21,6 +21,8 @@ CASES = [
     linear_act(5, 31, 70, "gelu"),
     linear_act(16, 97, 131, "silu"),
     linear_act(17, 64, 66, "none", bias=False),
+    linear_act(32, 70, 1029, "gelu"),  # gradients of bfloat16 by pairs: up to 32 rows
+    linear_act(33, 301, 65, "tanh", flipped=True),
     linear_act(64, 1025, 50, "none", bias=False),
     linear_act(65, 31, 257, "gelu_tanh"),
     linear_act(97, 513, 33, "none", flipped=True),
@@ -30,6 +32,7 @@ CASES = [
     linear_act(150, 40, 3, "gelu"),  # short rows are joined
     linear_glu(3, 45, 300, bias=True),
     linear_glu(7, 130, 300, bias=True),
+    linear_glu(29, 131, 133),
     linear_glu(97, 65, 129),
     linear_glu(131, 33, 65, "gelu_tanh"),
     # Narrow layers of many rows: at the limits, 1024 rows and 2^13 weights, and just beyond them.

@@ -106,7 +106,7 @@ void backward(const LinearActBackwardArgs& a) {
     load_row(saved, kept, cols);
     gradient(dz, saved, cols);
   };
-  if (a.m <= kFewRows) return few_rows_backward(g, fill);
+  if (are_few(g)) return few_rows_backward(g, fill);
   if constexpr (sizeof(T) == 4)
     if (is_small(g)) return small_backward(g, fill);
   if (is_narrow(g)) return narrow_backward(g, fill);

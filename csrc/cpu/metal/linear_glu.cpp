@@ -104,7 +104,7 @@ void backward(const LinearGluBackwardArgs& a) {
     if (from_output) activation(factor, cols);
     gradient(dz, factor, cols);
   };
-  if (a.m <= kFewRows) return few_rows_backward(g, fill);
+  if (are_few(g)) return few_rows_backward(g, fill);
   is_narrow(g) ? narrow_backward(g, fill) : linear_backward(g, fill);
 }
 
