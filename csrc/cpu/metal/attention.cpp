@@ -56,13 +56,14 @@ void forward_tile(const AttentionArgs& a, const Tile& t, int64_t packed, const F
 template <class Core>
 void finish_panel(const AttentionArgs& a, const Tile& t, const typename Core::Acc* out, const Softmax<Core>& softmax) {
   using A = typename Core::Acc;
+  const A scale = A(score_factor(a));
   A factor[Core::kCols];
   A* lse = static_cast<A*>(a.lse) + (t.batch * a.heads + t.head) * a.queries + t.query;
   for (int64_t i = 0; i < Core::kCols; ++i) {
     const A total = softmax.total[i];
     factor[i] = total == 0 ? 0 : 1 / total;
     if (i < t.queries)
-      lse[i] = total == 0 ? A(__builtin_inf()) : A(double(softmax.peak[i]) + __builtin_log(double(total)));
+      lse[i] = total == 0 ? A(__builtin_inf()) : A(double(softmax.peak[i] * scale) + __builtin_log(double(total)));
   }
   dispatch_storage<Core>(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

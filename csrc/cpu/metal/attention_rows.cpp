@@ -110,7 +110,7 @@ void partial_rows(const AttentionArgs& a, const Tile& t, A* partial, int64_t str
     sweep<A>(seen, [&](auto lanes, int64_t j) { peaks = max_of(peaks, lanes.keep(lanes.load(own + j), -inf)); });
     const A peak = max_lanes(peaks), shift = peak == -inf ? 0 : peak;
     sweep<A>(seen, [&](auto lanes, int64_t j) {
-      const Vec<A> p = exp_of(lanes.load(own + j) - shift);
+      const Vec<A> p = exp2(lanes.load(own + j) - shift, A(kLog2e));
       totals += lanes.keep(p, 0);
       lanes.store(own + j, p);
     });

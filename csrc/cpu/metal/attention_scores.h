@@ -40,12 +40,18 @@ void load_mask(const AttentionArgs& a, const Tile& t, typename Core::Acc* bias) 
   else dispatch_storage<Core>(a.dtype, pack);
 }
 
-// Masks the tile and returns what its elements are still to be multiplied with.
+// What scores are still to be multiplied with after apply_masks(), in all tiles of a call. It is positive, so that the
+// largest is so before, too.
+inline double score_factor(const AttentionArgs& a) {
+  return a.mask.kind == MaskKind::none && a.scale > 0 ? a.scale : 1;
+}
+
+// Masks the tile and returns score_factor().
 template <class Core, class A = typename Core::Acc>
 A apply_masks(const AttentionArgs& a, const Tile& t, A* s, A* bias) {
-  const A factor = A(a.scale);
+  const A factor = A(score_factor(a)), now = A(a.scale / score_factor(a));
   const bool diagonal = a.causal && t.key + t.keys - 1 > t.query, masked = a.mask.kind != MaskKind::none;
-  if (!diagonal && !masked) return factor;
+  if (!diagonal && !masked && now == 1) return factor;
   if (masked) load_mask<Core>(a, t, bias);
   const A inf = A(__builtin_inf());
   Vec<A> lane;
@@ -53,12 +59,12 @@ A apply_masks(const AttentionArgs& a, const Tile& t, A* s, A* bias) {
   for (int64_t key = 0; key < t.keys; ++key)
     for (int64_t i = 0; i < Core::kCols; i += kLanes<A>) {
       A* at = s + key * Core::kCols + i;
-      Vec<A> v = load(at) * factor;
+      Vec<A> v = load(at) * now;
       if (masked) v += load(bias + key * Core::kCols + i);
       if (diagonal) v = lane < A(t.key + key - t.query - i) ? splat(-inf) : v;   // keys after the query
       store(at, v);
     }
-  return 1;
+  return factor;
 }
 
 // The running maximum, sum and correction of one panel of queries.
@@ -72,22 +78,22 @@ struct Softmax {
   }
 };
 
-// p = e^(s factor - peak) in place, for a vector of columns; returns their sums. peak is the highest score so far, here
+// p = 2^((s - peak) unit) in place, for a vector of columns; returns their sums. peak is the highest score so far, here
 // or before. Four keys at a time, for the latency of max and add.
 template <int64_t kStride, class A>
-Vec<A> exponentials(A* s, int64_t keys, A factor, Vec<A>& peak) {
+Vec<A> exponentials(A* s, int64_t keys, A unit, Vec<A>& peak) {
   constexpr int64_t kAtOnce = 4;
   Vec<A> most[kAtOnce] = {peak, peak, peak, peak}, sum[kAtOnce] = {};
-  const auto scores = [&](int64_t key) { return scaled<A>(load(s + key * kStride), factor); };
+  const auto scores = [&](int64_t key) { return load(s + key * kStride); };
   int64_t key = 0;
   for (; key + kAtOnce <= keys; key += kAtOnce)
 #pragma GCC unroll 4
     for (int64_t j = 0; j < kAtOnce; ++j) most[j] = max_of(most[j], scores(key + j));
   for (; key < keys; ++key) most[0] = max_of(most[0], scores(key));
   peak = max_of(max_of(most[0], most[1]), max_of(most[2], most[3]));
-  const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak;   // nothing seen yet: p is e^-inf = 0
+  const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak;   // nothing seen yet: p is 2^-inf = 0
   const auto add = [&](int64_t at, Vec<A>& to) {
-    const Vec<A> p = exp_of(scores(at) - shift);
+    const Vec<A> p = exp2(scores(at) - shift, unit);
     to += p;
     store(s + at * kStride, p);
   };
@@ -102,11 +108,12 @@ Vec<A> exponentials(A* s, int64_t keys, A factor, Vec<A>& peak) {
 // multiplied with.
 template <class Core, class A = typename Core::Acc>
 void softmax_step(A* s, int64_t keys, A factor, Softmax<Core>& state, A* correction) {
+  const A unit = A(factor * kLog2e);
   for (int64_t i = 0; i < Core::kCols; i += kLanes<A>) {
     const Vec<A> before = load(state.peak + i);
     Vec<A> peak = before;
-    const Vec<A> sum = exponentials<Core::kCols>(s + i, keys, factor, peak);
-    const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak, scale = exp_of(before - shift);
+    const Vec<A> sum = exponentials<Core::kCols>(s + i, keys, unit, peak);
+    const Vec<A> shift = peak == -A(__builtin_inf()) ? Vec<A>{} : peak, scale = exp2(before - shift, unit);
     store(state.peak + i, peak);
     store(correction + i, scale);
     store(state.total + i, load(state.total + i) * scale + sum);
@@ -122,7 +129,7 @@ void softmax_gradient(A* s, A* d, int64_t keys, A factor, const A* lse, const A*
     for (int64_t at = i; at < keys * C; at += C) {
       Vec<A> t = scaled<A>(load(s + at), factor) - row_lse;
       t = min_of(Vec<A>{}, t);   // P <= 1 also where lse is so large that it lost the sum; a NaN stays
-      const Vec<A> p = exp_of(t);
+      const Vec<A> p = exp2(t, A(kLog2e));
       store(s + at, p);
       store(d + at, p * (load(d + at) - row_delta));
     }

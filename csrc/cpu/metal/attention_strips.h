@@ -110,8 +110,8 @@ void partial_strips(const AttentionArgs& a, Tile* strips, int64_t count, int64_t
     A* s = own.scores + i * scores_size;
     const A factor = apply_masks<Core>(a, strips[i], s, own.bias);
     Vec<A> highest = splat(-A(__builtin_inf()));
-    store(total[i], exponentials<n>(s, strips[i].keys, factor, highest));
-    store(peak[i], highest);
+    store(total[i], exponentials<n>(s, strips[i].keys, A(factor * kLog2e), highest));
+    store(peak[i], highest * factor);
   }
   __builtin_memset(own.out, 0, size_t(count * own.out_size(a)) * sizeof(A));
   for (int64_t key = 0; key < most; key += kLineKeys) {

@@ -15,10 +15,12 @@ constexpr double kLog2e = 1.4426950408889634;
 // Keys of a block: at least 128, in whole panels, so that 512 keys are four blocks.
 template <class Core> constexpr int64_t kBlockKeys = round_up(128, Core::kRows);
 
-// 2^t for t <= 127: exactly 1 at 0 and 0 at -inf; relative error below 1e-7. Results below 2^-126 become 0.
-inline VecF exp2(VecF t) {
+// 2^(x unit) for x unit <= 127: exactly 1 at 0 and 0 at -inf; relative error below 1e-7. Results below 2^-125, about,
+// become 0. x is the difference of two scores: only that goes to base 2, for of large scores changing each would round
+// away what the difference is made of.
+inline VecF exp2(VecF x, float unit) {
   constexpr float kRound = 12582912.f;   // 1.5 * 2^23: adding it rounds to an integer
-  const VecF n = (t + kRound) - kRound, r = t - n;
+  const VecF n = (x * unit + kRound) - kRound, r = x * unit - n;
   VecF p = r * 0.00015353361959569156f + 0.0013398873852565885f;
   p = p * r + 0.00961843691766262f;
   p = p * r + 0.055503323674201965f;
@@ -26,24 +28,19 @@ inline VecF exp2(VecF t) {
   p = p * r + 0.6931471824645996f;
   p = p * r + 1.f;
 #ifdef __AVX512F__
-  return (VecF)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(-126.f), _CMP_NLT_UQ), (__m512)p,
+  return (VecF)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)n, _mm512_set1_ps(-125.f), _CMP_NLT_UQ), (__m512)p,
                                       (__m512)n);
 #else
-  const VecI whole = __builtin_convertvector(t >= -126.f ? n : VecF{}, VecI);
-  return t < -126.f ? VecF{} : p * power_of_two(whole);
+  const VecI whole = __builtin_convertvector(n >= -125.f ? n : VecF{}, VecI);
+  return n < -125.f ? VecF{} : p * power_of_two(whole);
 #endif
 }
-inline VecD exp2(VecD t) { return each_lane(t, [](double v) { return __builtin_exp2(v); }); }
-
-// e^difference of two scores. Only the difference goes to base 2: of large scores, changing each would round away what
-// the difference is made of.
-template <class V>
-inline V exp_of(V difference) {
-  return exp2(difference * typename ScalarOf<V>::type(kLog2e));
+inline VecD exp2(VecD x, double unit) {
+  return each_lane(x * unit, [](double v) { return __builtin_exp2(v); });
 }
 
-// A score times what apply_masks() returned, rounded as it was where the maximum was taken: contracted into a
-// subtraction of the maximum it would not give 0 there.
+// A score times what apply_masks() returned, rounded as in lse: contracted into the subtraction of lse it would not
+// give 0 where lse is that score.
 template <class A>
 inline Vec<A> scaled(Vec<A> score, A factor) {
   return __builtin_assoc_barrier(score * factor);
