@@ -11,12 +11,13 @@ from pyfast.kernels import guards
 from pyfast.kernels.attention_backward import launch_backward
 from pyfast.kernels.attention_operands import check_operands, empty_heads, mask_arguments
 from pyfast.kernels.attention_scores import (
-    LOG2E,
     block_features,
     forward_config,
     head_ptr,
     load_rows,
     mask_scores,
+    scaled,
+    score_exp,
     store_rows,
 )
 from pyfast.kernels.matmul import capability
@@ -42,7 +43,7 @@ def _attend(
     for start in range(begin, end, BLOCK_N):
         key_offs = start + tl.arange(0, BLOCK_N)
         k = load_rows(k_ptr, key_offs, keys, k_row_stride, k_d_stride, D, BLOCK_D)
-        s = tl.dot(q, k.T, input_precision=PRECISION) * scale
+        s = scaled(tl.dot(q, k.T, input_precision=PRECISION), scale)
         if not WHOLE:
             s = mask_scores(
                 s,
@@ -55,9 +56,9 @@ def _attend(
         top = tl.maximum(peak, tl.max(s, axis=1))
         origin = top
         if MASK != "none":
-            origin = tl.where(top == float("-inf"), 0.0, top)  # nothing seen yet: p is 2^-inf = 0
-        p = tl.exp2(s - origin[:, None])
-        correction = tl.exp2(peak - origin)
+            origin = tl.where(top == float("-inf"), 0.0, top)  # nothing seen yet: p is e^-inf = 0
+        p = score_exp(s - origin[:, None])
+        correction = score_exp(peak - origin)
         if SPREAD:
             total = total * correction[:, None] + p
         else:
@@ -82,8 +83,7 @@ def _attention_forward_kernel(
 ):  # fmt: skip
     """BLOCK_M rows of one head: out = softmax(q k^T scale + mask) v, lse = log of the sums.
 
-    `scale` is in base 2. A program of a causal head skips the keys after its last query; the
-    longest programs come first.
+    A program of a causal head skips the keys after its last query; the longest come first.
     """
     blocks = tl.cdiv(queries, BLOCK_M)
     block = blocks - 1 - tl.program_id(0) % blocks
@@ -115,7 +115,7 @@ def _attention_forward_kernel(
         total = tl.sum(total, axis=1)
     seen = total > 0
     out = acc / tl.where(seen, total, 1.0)[:, None]
-    lse = tl.where(seen, (peak + tl.log2(total)) * _LN2, float("inf"))
+    lse = tl.where(seen, peak + tl.log2(total) * _LN2, float("inf"))
     row = (batch * heads + head).to(tl.int64) * queries
     tl.store(lse_ptr + row + query_offs, lse, mask=query_offs < queries)
     out_ptr += (batch.to(tl.int64) * queries * heads + head) * DV  # stored as [B, T, H, D]
@@ -144,7 +144,7 @@ def attention_triton(
     grid = (triton.cdiv(queries, config.block_queries) * batch * heads,)
     _attention_forward_kernel[grid](
         q, k, v, mask_tensor, out, lse,
-        heads, heads // k.shape[1], queries, keys, scale * LOG2E,
+        heads, heads // k.shape[1], queries, keys, scale,
         *q.stride(), *k.stride(), *v.stride(), *mask_strides,
         D=size, DV=value_size, BLOCK_D=block_features(size), BLOCK_DV=block_features(value_size),
         MASK=kind, CAUSAL=is_causal, SPREAD=config.spread, **config.keywords(),

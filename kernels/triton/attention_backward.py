@@ -1,6 +1,6 @@
 """The gradients of attention, in two kernels that each own what they write: no atomics.
 
-With P = 2^(s - lse) computed again: dV = P^T dO, dP = dO V^T, dS = P (dP - delta), delta = the row
+With P = e^(s - lse) computed again: dV = P^T dO, dP = dO V^T, dS = P (dP - delta), delta = the row
 sums of dO * O, dQ = scale dS K, dK = scale dS^T Q. Seven products of tiles where one kernel with
 atomics would need five.
 """
@@ -13,18 +13,17 @@ from torch import Tensor
 from pyfast.kernels.attention_mask_gradient import launch_mask_gradient
 from pyfast.kernels.attention_operands import mask_arguments
 from pyfast.kernels.attention_scores import (
-    LOG2E,
     backward_config,
     block_features,
     head_ptr,
     load_rows,
     mask_gradient_config,
     mask_scores,
+    scaled,
+    score_exp,
     store_rows,
 )
 from pyfast.kernels.matmul import capability
-
-_LOG2E = tl.constexpr(LOG2E)
 
 
 @triton.jit
@@ -57,7 +56,7 @@ def _attention_backward_dq_kernel(
     dout = load_rows(dout_ptr, query_offs, queries, dout_row_stride, dout_d_stride, DV, BLOCK_DV)
     out = load_rows(out_ptr, query_offs, queries, out_row_stride, out_d_stride, DV, BLOCK_DV)
     inside = query_offs < queries
-    lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
+    lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf"))
     if dout.dtype == tl.float32:
         # In the order of dP: in a row of one key they are equal to the bit, and dS is 0.
         products = tl.dot(dout, out.T, input_precision=PRECISION)
@@ -72,7 +71,7 @@ def _attention_backward_dq_kernel(
         key_offs = start + tl.arange(0, BLOCK_N)
         k = load_rows(k_ptr, key_offs, keys, k_row_stride, k_d_stride, D, BLOCK_D)
         v = load_rows(v_ptr, key_offs, keys, v_row_stride, v_d_stride, DV, BLOCK_DV)
-        s = tl.dot(q, k.T, input_precision=PRECISION) * scale
+        s = scaled(tl.dot(q, k.T, input_precision=PRECISION), scale)
         s = mask_scores(
             s,
             mask_ptr, mask_query_stride, mask_key_stride,
@@ -80,12 +79,12 @@ def _attention_backward_dq_kernel(
             queries, keys,
             MASK, CAUSAL,
         )  # fmt: skip
-        p = tl.exp2(tl.minimum(s - lse[:, None], 0.0))  # <= 1 also where lse lost the sum
+        p = score_exp(tl.minimum(s - lse[:, None], 0.0))  # <= 1 also where lse lost the sum
         dp = tl.dot(dout, v.T, input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
     dq_ptr += (batch.to(tl.int64) * queries * heads + head) * D  # stored as [B, T, H, D]
-    store_rows(dq_ptr, acc * (scale / _LOG2E), query_offs, queries, heads * D, D, BLOCK_D)
+    store_rows(dq_ptr, acc * scale, query_offs, queries, heads * D, D, BLOCK_D)
 
 
 @triton.jit
@@ -96,7 +95,7 @@ def _key_weights(
     MASK: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P of a tile, keys by queries."""
-    s = tl.dot(k, q.T, input_precision=PRECISION) * scale
+    s = scaled(tl.dot(k, q.T, input_precision=PRECISION), scale)
     s = mask_scores(
         s,
         mask_ptr, mask_query_stride, mask_key_stride,
@@ -104,7 +103,7 @@ def _key_weights(
         queries, keys,
         MASK, CAUSAL,
     )  # fmt: skip
-    return tl.exp2(tl.minimum(s - lse[None, :], 0.0))
+    return score_exp(tl.minimum(s - lse[None, :], 0.0))
 
 
 @triton.jit
@@ -188,7 +187,7 @@ def _attention_backward_dkdv_kernel(
             query_offs, queries, dout_row_stride, dout_d_stride, DV, BLOCK_DV,
         )  # fmt: skip
         inside = query_offs < queries  # queries that do not exist have an infinite lse: p = 0
-        lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
+        lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf"))
         delta = tl.load(delta_ptr + row + query_offs, mask=inside, other=0.0)
         dk, dv = _add_queries(
             dk, dv, k, v, q, dout, lse, delta, scale,
@@ -198,7 +197,7 @@ def _attention_backward_dkdv_kernel(
         )  # fmt: skip
     start = batch.to(tl.int64) * keys * kv_heads + kv_head  # stored as [B, T, H, D]
     row_stride = kv_heads * D
-    store_rows(dk_ptr + start * D, dk * (scale / _LOG2E), key_offs, keys, row_stride, D, BLOCK_D)
+    store_rows(dk_ptr + start * D, dk * scale, key_offs, keys, row_stride, D, BLOCK_D)
     store_rows(dv_ptr + start * DV, dv, key_offs, keys, kv_heads * DV, DV, BLOCK_DV)
 
 
@@ -222,7 +221,7 @@ def launch_backward(
     arch, features = capability(q), max(size, value_size)
     by_queries, by_keys = backward_config(arch, q.dtype, features)
     delta = torch.empty_like(lse)
-    sizes = (heads, heads // kv_heads, queries, keys, scale * LOG2E)
+    sizes = (heads, heads // kv_heads, queries, keys, scale)
     strides = (*grad_out.stride(), *q.stride(), *k.stride(), *v.stride())
     modes = {
         "D": size,

@@ -4,9 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyfast.kernels.attention_scores import LOG2E, head_ptr, load_rows, mask_scores
-
-_LOG2E = tl.constexpr(LOG2E)
+from pyfast.kernels.attention_scores import head_ptr, load_rows, mask_scores, scaled, score_exp
 
 
 @triton.jit
@@ -74,9 +72,9 @@ def _attention_backward_mask_kernel(
         )
         row = (batch * heads + head).to(tl.int64) * queries
         inside = query_offs < queries  # an infinite lse: p = 0
-        lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf")) * _LOG2E
+        lse = tl.load(lse_ptr + row + query_offs, mask=inside, other=float("inf"))
         delta = tl.load(delta_ptr + row + query_offs, mask=inside, other=0.0)
-        s = tl.dot(q, k.T, input_precision=PRECISION) * scale
+        s = scaled(tl.dot(q, k.T, input_precision=PRECISION), scale)
         s = mask_scores(
             s,
             head_ptr(mask_ptr, batch, head, mask_batch_stride, mask_head_stride),
@@ -85,7 +83,7 @@ def _attention_backward_mask_kernel(
             queries, keys,
             MASK, CAUSAL,
         )  # fmt: skip
-        p = tl.exp2(tl.minimum(s - lse[:, None], 0.0))
+        p = score_exp(tl.minimum(s - lse[:, None], 0.0))
         dp = tl.dot(dout, v.T, input_precision=PRECISION)
         total += tl.where(key_offs[None, :] < keys, p * (dp - delta[:, None]), 0.0)
     _store_tile(

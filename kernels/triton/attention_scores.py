@@ -1,6 +1,7 @@
-"""What forward and backward of attention share: sizes of the tiles, and the masks on the scores.
+"""What forward and backward of attention share: sizes of the tiles, the scores and their masks.
 
-Exponents are in base 2: e^(scale s + mask) = 2^(log2e scale s + log2e mask).
+Scores are natural exponents, rounded once; they come to base 2 after the subtraction. A score that
+is its row's peak, or all there is to its log-sum-exp, then leaves exactly 0, however large it is.
 """
 
 import math
@@ -10,9 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2E = math.log2(math.e)
-_LOG2E = tl.constexpr(LOG2E)
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
+_LOG2E = tl.constexpr(math.log2(math.e))
 WGMMA, TCGEN05 = 9, 10  # major capabilities of the GPUs that have them
 
 
@@ -75,18 +74,33 @@ def store_rows(ptr, value, row_offs, rows, row_stride, SIZE: tl.constexpr, BLOCK
 
 
 @triton.jit
+def scaled(products, scale):
+    """products * scale, rounded: an FMA would subtract from what has not been."""
+    return tl.inline_asm_elementwise(
+        "mul.rn.f32 $0, $1, $2;",
+        "=f,f,f",
+        [products, scale],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def score_exp(difference):
+    """e to the difference of two scores."""
+    return tl.exp2(difference * _LOG2E)
+
+
+@triton.jit
 def mask_scores(
-    s,  # in base 2
+    s,
     mask_ptr, mask_query_stride, mask_key_stride,
     query_offs, key_offs,  # of one dimension each, side by side with `s`
     queries, keys,
     MASK: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """-inf where a key takes no part, the additive mask elsewhere.
-
-    A finite mask stays finite in base 2: rows masked by the lowest float throughout average all
-    keys, as in torch.
-    """
+    """-inf where a key takes no part, the additive mask elsewhere."""
     if MASK != "none":
         at = query_offs.to(tl.int64) * mask_query_stride + key_offs.to(tl.int64) * mask_key_stride
         inside = (query_offs < queries) & (key_offs < keys)
@@ -94,9 +108,7 @@ def mask_scores(
         if MASK == "boolean":
             s = tl.where(value != 0, s, float("-inf"))
         else:
-            wide = value.to(tl.float32)
-            finite = tl.maximum(wide * _LOG2E, _LOWEST)
-            s += tl.where(wide == float("-inf"), wide, finite)
+            s += value.to(tl.float32)
     if CAUSAL:
         s = tl.where(key_offs <= query_offs, s, float("-inf"))
     return s
