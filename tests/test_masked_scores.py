@@ -1,9 +1,11 @@
-"""Attention of rows that a mask holds to the lowest float throughout, on every backend."""
+"""Attention of scores at the ends of what floats hold, on every backend: masked, and large."""
 
 import contextlib
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 import pyfast
 from bench.devices import emulated, emulated_backends
@@ -27,3 +29,47 @@ def test_attention_masked_by_the_lowest_float_averages(backend, dtype) -> None:
         out = pyfast.attention(q, k, v, mask)
     truth = reference.attention(q, k, v, mask)
     torch.testing.assert_close(out, truth, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return (q @ k.mT * scale).softmax(-1) @ v
+
+
+def results(function: Callable[..., Tensor], operands: list[Tensor], scale: float) -> dict:
+    """The output and the gradients, by name."""
+    live = [t.detach().clone().requires_grad_() for t in operands]
+    out = function(*live, scale=scale)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    grads = torch.autograd.grad(out, live, weights.to(out.dtype))
+    return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
+
+
+# Not 40 on the CPU: the last 8 of so few float32 rows add up in another order backward.
+TIMES = [("cpp", 48), ("cpp", 200), *((backend, 40) for backend in HERE if backend != "cpp")]
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.3])  # of which one rounds nothing
+@pytest.mark.parametrize("large", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("backend", "time"), TIMES)
+def test_attention_of_large_scores_keeps_the_digits(backend, time, dtype, large, scale) -> None:
+    """Scores of 1e4 to 1e12: an exponent that is off by their ulp loses its whole row.
+
+    What torch errs by is taken at a scale of 1/4: at 0.3 its own gradients of 1e4 are not finite,
+    and those in float64 are no truth.
+    """
+    if backend == "cuda" and dtype != torch.float32 and scale != 0.25:
+        pytest.xfail("CUDA C++ rounds 16-bit scores in base 2: dV keeps 0.94 to 0.99 of its sum")
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, time, 64, generator=make) for _ in range(3))
+    operands = [t.to(dtype) for t in (large * q, large * k, v)]
+    wide = [t.double() for t in operands]
+    with running(backend):
+        ours = results(pyfast.attention, operands, scale)
+    truth = results(formula, wide, scale)
+    theirs, ideal = results(reference.attention, operands, 0.25), results(formula, wide, 0.25)
+    for name, true in truth.items():
+        torch_error = (theirs[name].double() - ideal[name]).abs().max()
+        allowed = 2 * torch_error + 8 * torch.finfo(dtype).eps * true.abs().max()
+        error = (ours[name].double() - true).abs().max()
+        assert error <= allowed, f"{name}: {error:.3g}, may be {allowed:.3g}"
