@@ -102,6 +102,9 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """`F.scaled_dot_product_attention`: [B, H, Tq, D] x [B, Hkv, Tk, D] -> [B, H, Tq, Dv]."""
+    if is_causal and scale is not None and scale <= 0:  # torch 2.13 scales its -inf, too: NaN
+        attn_mask = query.new_ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+        is_causal = False
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

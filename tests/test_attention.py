@@ -90,6 +90,17 @@ def test_attention_survives_large_scores():
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+@pytest.mark.parametrize("time", [40, 300])  # torch's operator, and the kernel
+def test_attention_takes_any_scale(time, scale):
+    """torch's causal kernel multiplies the -inf of its mask by the scale: NaN."""
+    q, k, v = _operands(1, 2, 2, time, time, 16)
+    hidden = torch.full((time, time), -math.inf, dtype=torch.float64).triu(1)
+    expected = (q.double() @ k.double().mT * scale + hidden).softmax(-1) @ v.double()
+    out = pyfast.attention(q, k, v, is_causal=True, scale=scale)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 # One worker per key head, and two passes over shares; keys for one round, and for several.
 @pytest.mark.parametrize("sizes", [(2, 4, 2, 300, 300, 64), (1, 1, 1, 700, 1300, 64)])
 def test_attention_bits_do_not_depend_on_threads(sizes):
