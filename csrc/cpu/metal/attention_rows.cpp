@@ -1,7 +1,6 @@
 // Attention of a few queries, as in decoding: bound by reading keys and values, so nothing is packed.
 // A worker reads a run of keys of one key head for all queries that use it; the runs are merged in order.
 #include "attention_strips.h"
-#include "sums_of_each.h"
 
 namespace pyfast {
 namespace {
@@ -39,7 +38,7 @@ void dot_keys(const A* q, int64_t q_stride, const T* k, int64_t stride, int64_t 
       });
     }
     alignas(64) A sums[n];
-    store(sums, sums_of_each<n / 2>(sum, typename NumbersBelow<n>::type()));
+    store(sums, sum_each(sum));
     for (int64_t i = 0; i < kQueries; ++i)
       __builtin_memcpy(s + i * s_stride + key, sums + i * kKeys, sizeof(A) * kKeys);
   }

@@ -4,7 +4,6 @@
 
 #include "linear_backward.h"
 #include "linear_forward.h"
-#include "sums_of_each.h"
 
 namespace pyfast {
 namespace {
@@ -38,7 +37,7 @@ inline void dot_pairs(const Operand<bf16>& x, const Operand<bf16>& w, float* sum
         sum[i * n + j] = (VecF)_mm512_dpbf16_ps((__m512)sum[i * n + j], (__m512bh)own, (__m512bh)pairs[j]);
     }
   }
-  store(sums, sums_of_each<8>(sum, typename NumbersBelow<16>::type()));
+  store(sums, sum_each(sum));
 }
 
 // finish(row, rows, col, cols, z, stride) as in linear_forward(), for x of at most kPairRows rows.

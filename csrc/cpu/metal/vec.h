@@ -262,7 +262,7 @@ inline __attribute__((always_inline)) void transpose(V (&v)[kSize]) {
   exchange<kSize / 2>(v, typename NumbersBelow<kSize>::type());
 }
 
-// Lane i: sum_lanes(v[i]), to the bit. Spends v.
+// Lane i: sum_lanes(v[i]), to the bit, by a third of the shuffles of one after the other. Spends v.
 template <int kHalf, class V, int kSize, int... kLane>
 inline __attribute__((always_inline)) V sum_halves(V (&v)[kSize], Numbers<kLane...> lanes) {
 #pragma GCC unroll 16
