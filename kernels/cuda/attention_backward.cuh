@@ -1,6 +1,6 @@
 // The gradients of attention, in kernels that each own what they write: no atomics, one order of every sum.
 //
-// With P = 2^(s - lse) computed again: dV = P^T dO, dP = dO V^T, dS = P (dP - delta), delta = the row sums of dO * O,
+// With P = e^(s - lse) computed again: dV = P^T dO, dP = dO V^T, dS = P (dP - delta), delta = the row sums of dO * O,
 // dQ = scale dS K, dK = scale dS^T Q. Seven products of tiles where one kernel with atomics would need five.
 //
 // Bound: tensor cores, then shared memory: a warp owns 16 rows and reads both tiles that stream past twice, 0.75 KB of
@@ -79,7 +79,7 @@ __device__ __forceinline__ void attention_backward_dq_tile(const AttentionBackwa
   for (int h = 0; h < 2; ++h) {   // a query that does not exist has an infinite lse: p = 0
     const int query = row + 8 * h + lane_id() / 4;
     const int64_t at = (int64_t(batch) * a.heads + head) * a.queries + query;
-    lse[h] = query < a.queries ? a.lse[at] * kScoreUnit<T> : kInfinity;
+    lse[h] = query < a.queries ? a.lse[at] : kInfinity;
   }
   const auto load = [&](int step, uint32_t stage) {
     copy_rows<Stream, kThreads>(stage, a.k, k, step * Tile::kStream, a.keys, a.size);
@@ -98,13 +98,13 @@ __device__ __forceinline__ void attention_backward_dq_tile(const AttentionBackwa
     if (row >= a.queries || (edge && a.causal && start > row + 15)) return;   // no query of this warp sees them
     float s[1][Tile::kStream / 8][4] = {}, dp[1][Tile::kStream / 8][4] = {};
     multiply_features<Own, Stream>(s, q_tile, tile_row, stage, 0, a.size);
+    make_scores<T>(s, row, start, a, batch, head, edge && on_edge(a, row, start + Tile::kStream));
     multiply_features<Own, Stream>(dp, dout_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);
-    mask_scores<T>(s, row, start, a, batch, head, edge && on_edge(a, row, start + Tile::kStream));
 #pragma unroll
     for (int j = 0; j < Tile::kStream / 8; ++j)
 #pragma unroll
       for (int r = 0; r < 4; ++r)
-        s[0][j][r] = probability<T>(s[0][j][r], lse[r / 2]) * (dp[0][j][r] - (mutant(147) ? 0.0f : delta[r / 2]));
+        s[0][j][r] = probability(s[0][j][r], lse[r / 2]) * (dp[0][j][r] - (mutant(147) ? 0.0f : delta[r / 2]));
     multiply_held<typename Tile::Across>(dq, s, stage, a.size);
   };
   int step = 0;

@@ -11,9 +11,8 @@
 namespace pyfast {
 
 // P of a score: P <= 1 also where lse has lost the sum.
-template <class T>
 __device__ __forceinline__ float probability(float score, float lse) {
-  return score_exp<T>(fminf(score - lse, 0.0f));
+  return score_exp(fminf(score - lse, 0.0f));
 }
 
 // delta = the sums of dO * O over the warp's 16 queries from `row` on: as lanes have rows of a product, and to global
@@ -127,7 +126,7 @@ __device__ __forceinline__ void attention_backward_dq_groups(const AttentionBack
   for (int h = 0; h < 2; ++h) {   // a query that does not exist has an infinite lse: p = 0
     const int query = row + 8 * h + lane_id() / 4;
     const int64_t at = (int64_t(block.batch) * a.heads + block.head) * a.queries + query;
-    lse[h] = query < a.queries ? a.lse[at] * kScoreUnit<T> : kInfinity;
+    lse[h] = query < a.queries ? a.lse[at] : kInfinity;
   }
   make_delta<T>(delta, g, block.batch, block.head, row, [&](int line, int chunk) {
     using Panel = typename Own::Panel;
@@ -148,11 +147,11 @@ __device__ __forceinline__ void attention_backward_dq_groups(const AttentionBack
   };
   const auto make_probabilities = [&](int step, bool edge) {
     wgmma_arrived(s[0]);
-    mask_scores<T>(s, row, step * kStream, a, block.batch, block.head, edge);
+    make_scores<T>(s, row, step * kStream, a, block.batch, block.head, edge);
 #pragma unroll
     for (int j = 0; j < kStream / 8; ++j)
 #pragma unroll
-      for (int r = 0; r < 4; ++r) s[0][j][r] = probability<T>(s[0][j][r], lse[r / 2]);
+      for (int r = 0; r < 4; ++r) s[0][j][r] = probability(s[0][j][r], lse[r / 2]);
   };
   const auto make_gradient = [&] {
     wgmma_arrived(dp[0]);

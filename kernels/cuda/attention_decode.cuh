@@ -48,9 +48,9 @@ __device__ __forceinline__ void store_part(const AttentionDecodeArgs& d, OnlineS
 #pragma unroll
     for (int w = 0; w < Tile::kWarps; ++w) {
       const float2 part = load_shared_pair(sums + (w * Tile::kQueries + row) * 8);
-      total += part.y * score_exp<T>(part.x - origin);
+      total += part.y * score_exp(part.x - origin, softmax.unit);
     }
-    scale[0][h] = score_exp<T>(softmax.peak[0][h] - origin);
+    scale[0][h] = score_exp(softmax.peak[0][h] - origin, softmax.unit);
     if (warp == 0 && lane % 4 == 0 && row < rows)
       reinterpret_cast<float2*>(d.sums)[first_row + row] = make_float2(peak, total);
   }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(128, 2) attention_decode_kernel(const __grid_c
   copy_rows<Q, kThreads>(q_tile, a.q, head_data<T>(a.q, batch, head), first, a.queries, a.size);
   if (Tile::kStages > 1) load(begin, stages);
 
-  OnlineSoftmax<T, 1> softmax;
+  OnlineSoftmax<T, 1> softmax(a);
   float out[1][kD / 8][4] = {};
   const int warp_key = threadIdx.x / 32 * kOwn;
   uint32_t stage = stages, other = stages + (Tile::kStages - 1) * Tile::kStageBytes;
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(128, 2) attention_decode_kernel(const __grid_c
     if (Tile::kStages > 1 && start + kKeys < end) load(start + kKeys, other);
     float s[1][kOwn / 8][4] = {}, corrections[1][2];
     multiply_features<Q, K>(s, q_tile, 0, stage, warp_key, a.size);
-    mask_scores<T>(s, first, start + warp_key, a, batch, head, on_edge(a, first, start + warp_key + kOwn));
+    make_forward_scores<T>(s, first, start + warp_key, a, batch, head, on_edge(a, first, start + warp_key + kOwn));
     softmax.update(s, corrections);
     scale_rows(out, corrections);
     multiply_held<V>(out, s, stage + K::kBytes + warp_key * kD * int(sizeof(T)), a.value_size);
@@ -139,17 +139,16 @@ __global__ void __launch_bounds__(128) attention_combine_kernel(const __grid_con
   const float2* const sums = reinterpret_cast<const float2*>(d.sums) + row;
   float peak = -kInfinity, total = 0.0f;
   for (int part = 0; part < d.parts_count; ++part) peak = fmaxf(peak, sums[part * rows].x);
-  const float origin = peak == -kInfinity ? 0.0f : peak;
+  const float origin = peak == -kInfinity ? 0.0f : peak, unit = score_unit(a) * kLog2e;
   float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int part = mutant(171); part < d.parts_count; ++part) {
     const float2 own = sums[part * rows];
-    const float weight = mutant(172) ? 1.0f : score_exp<T>(own.x - origin);
+    const float weight = mutant(172) ? 1.0f : score_exp(own.x - origin, unit);
     const float4 v = *reinterpret_cast<const float4*>(d.parts + (part * rows + row) * d.stride + col);
     total += own.y * weight;
     out.x += v.x * weight, out.y += v.y * weight, out.z += v.z * weight, out.w += v.w * weight;
   }
-  const bool any = !(total == 0.0f);   // a sum that is nan shows
-  if (col == 0) a.lse[row] = any ? log_sum_exp<T>(mutant(170) ? sums[0].x : peak, total) : kInfinity;
+  if (col == 0) a.lse[row] = log_sum_exp(a, mutant(170) ? sums[0].x : peak, total);
   const float scale = 1.0f / (total > 0.0f ? total : 1.0f);
   const float values[] = {out.x * scale, out.y * scale, out.z * scale, out.w * scale};
   T* const to = head_data<T>(a.out, int(plane / a.heads), int(plane % a.heads)) + row % a.queries * a.out.time + col;

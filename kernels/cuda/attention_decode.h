@@ -31,7 +31,7 @@ struct AttentionDecodeArgs {
   AttentionCudaArgs forward;   // without a causal mask
   int parts_count, part_keys, stride;   // as attention_key_parts says; value_size rounded up to 4
   float* parts;   // [parts, B, H, Tq, stride]: workspace
-  float* sums;    // [parts, B, H, Tq, 2]: workspace; the peak of the scores in base 2 and the sum relative to it
+  float* sums;    // [parts, B, H, Tq, 2]: workspace; the peak of the scores, as OnlineSoftmax has it, and the sum
 };
 
 // One query: the heads that share keys become queries of one head, which lie `head` apart.

@@ -39,7 +39,7 @@ __device__ __forceinline__ void attention_forward_tile(const AttentionCudaArgs& 
   copy_rows<K, kThreads>(k_tile, a.k, k, 0, a.keys, a.size);
   cp_async_commit();
 
-  OnlineSoftmax<T, kMi> softmax;
+  OnlineSoftmax<T, kMi> softmax(a);
   float out[kMi][kD / 8][4] = {};
   const auto advance = [&](int start, bool edge) {
     float s[kMi][kKeys / 8][4] = {}, corrections[kMi][2];
@@ -50,7 +50,7 @@ __device__ __forceinline__ void attention_forward_tile(const AttentionCudaArgs& 
     cp_async_commit();
     if (seen) {
       multiply_features<Q, K>(s, q_tile, tile_row, k_tile, 0, a.size);
-      mask_scores<T>(s, row, start, a, block.batch, block.head, edge && on_edge(a, row, start + kKeys));
+      make_forward_scores<T>(s, row, start, a, block.batch, block.head, edge && on_edge(a, row, start + kKeys));
       softmax.update(s, corrections);
       scale_rows(out, corrections);
     }

@@ -58,7 +58,7 @@ __device__ __forceinline__ void attention_forward_groups(const AttentionCudaArgs
   cp_async_commit();
   arrive(-1);
 
-  OnlineSoftmax<T, 1> softmax;
+  OnlineSoftmax<T, 1> softmax(a);
   float s[1][kKeys / 8][4], corrections[1][2], out[1][kD / 8][4] = {};
   uint32_t p[kKeys / 16][4];
   const auto start_scores = [&](int step) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ void attention_forward_groups(const AttentionCudaArgs
     else
       wgmma_wait<1 + mutant(150)>();
     wgmma_arrived(s[0]);
-    mask_scores<T>(s, row, (step + 1) * kKeys, a, block.batch, block.head, edge);
+    make_forward_scores<T>(s, row, (step + 1) * kKeys, a, block.batch, block.head, edge);
     softmax.update(s, corrections);
     wgmma_wait<0>();
     wgmma_arrived(out[0]);
@@ -93,7 +93,7 @@ __device__ __forceinline__ void attention_forward_groups(const AttentionCudaArgs
     start_scores(0);
     wgmma_wait<0>();
     wgmma_arrived(s[0]);
-    mask_scores<T>(s, row, 0, a, block.batch, block.head, whole == 0);
+    make_forward_scores<T>(s, row, 0, a, block.batch, block.head, whole == 0);
     softmax.update(s, corrections);
     pack_held<T>(p, s[0]);
     for (; step + 1 < whole; ++step) advance(step, false);

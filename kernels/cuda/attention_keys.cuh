@@ -32,7 +32,7 @@ __device__ __forceinline__ void attention_backward_dkdv_tile(const AttentionBack
     const auto statistics = Tile::statistics(stage);
     float s[1][kNs][4] = {}, dp[1][kNs][4] = {};   // [keys, queries]
     multiply_features<Own, Stream>(s, k_tile, tile_row, stage, 0, a.size);
-    mask_scores<T, true>(s, row, start, a, batch, head, edge && on_edge(a, start, row + 16));
+    make_scores<T, true>(s, row, start, a, batch, head, edge && on_edge(a, start, row + 16));
     statistics.make_probabilities(s);
     multiply_held<typename Tile::Across>(dv, s, stage + Stream::kBytes, a.value_size);
     multiply_features<Own, Stream>(dp, v_tile, tile_row, stage + Stream::kBytes, 0, a.value_size);

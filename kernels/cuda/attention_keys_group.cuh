@@ -101,7 +101,7 @@ __device__ __forceinline__ void attention_backward_dkdv_groups(const AttentionBa
     wgmma_commit();
     wgmma_wait<1 + mutant(166)>();
     wgmma_arrived(s[0]);
-    mask_scores<T, true>(s, first + tile_row, start, a, batch, head, edge);
+    make_scores<T, true>(s, first + tile_row, start, a, batch, head, edge);
     stage.statistics.make_probabilities(s);
     pack_held<T>(p, s[0]);
     wgmma_fence();

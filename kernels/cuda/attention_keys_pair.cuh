@@ -87,7 +87,7 @@ __device__ __forceinline__ void attention_backward_dkdv_pair(const AttentionBack
     float s[1][kNs][4] = {};   // [keys, queries]
     if (values) {
       multiply_features<Own, Stream>(s, k_tile, tile_row, stage, 0, a.size);
-      mask_scores<T, true>(s, row, start, a, batch, head, edge && on_edge(a, start, row + 16));
+      make_scores<T, true>(s, row, start, a, batch, head, edge && on_edge(a, start, row + 16));
       statistics.make_probabilities(s);
       hand_over(s, exchange, pair);
       multiply_held<Across>(gradient, s, stage + Stream::kBytes, a.value_size);
@@ -156,7 +156,7 @@ __device__ __forceinline__ void attention_backward_dkdv_group_pair(const Attenti
     const auto gather = [&](int step, int head, int start, bool edge) {
       const GroupStage<Stream> stage = stages.arrive(step);
       multiply_tiles(k_tile, stage.queries());
-      mask_scores<T, true>(s, first + tile_row, start, a, batch, head, edge);
+      make_scores<T, true>(s, first + tile_row, start, a, batch, head, edge);
       stage.statistics.make_probabilities(s);
       hand_over(s, exchange, pair);
       finish(stage.gradients());

@@ -70,7 +70,7 @@ struct QueryStatistics {
       const float2 lse = load_shared_pair(at + (8 * j + lane_id() % 4 * 2) * 4);
 #pragma unroll
       for (int r = 0; r < 4; ++r)
-        s[0][j][r] = probability<T>(s[0][j][r], (r % 2 ? lse.y : lse.x) * kScoreUnit<T>);
+        s[0][j][r] = probability(s[0][j][r], r % 2 ? lse.y : lse.x);
     }
   }
   // dP becomes dS = P (dP - delta).

@@ -46,17 +46,17 @@ __global__ void __launch_bounds__(BackwardTile<T, kD>::kThreads, 2)
     float s[1][kNs][4] = {}, dp[1][kNs][4] = {};
     multiply_features<Own, Stream>(s, q_tile, tile_row, k_tile, 0, a.size);
     multiply_features<Own, Stream>(dp, dout_tile, tile_row, v_tile, 0, a.value_size);
-    mask_scores<T>(s, query + tile_row, key, a, batch, head, true);
+    make_scores<T>(s, query + tile_row, key, a, batch, head, true);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = query + tile_row + 8 * h + lane_id() / 4;
-      const float lse = row < a.queries ? a.lse[rows + row] * kScoreUnit<T> : kInfinity;   // no such query: p = 0
+      const float lse = row < a.queries ? a.lse[rows + row] : kInfinity;   // no such query: p = 0
       const float delta = row < a.queries ? g.delta[rows + row] : 0.0f;
 #pragma unroll
       for (int j = 0; j < kNs; ++j)
 #pragma unroll
         for (int w = 0; w < 2; ++w)
-          total[0][j][2 * h + w] += probability<T>(s[0][j][2 * h + w], lse) * (dp[0][j][2 * h + w] - delta);
+          total[0][j][2 * h + w] += probability(s[0][j][2 * h + w], lse) * (dp[0][j][2 * h + w] - delta);
     }
   }
 

@@ -20,16 +20,34 @@ struct QueryBlock {
 
   // The keys before this one are no edge to any query from `from` rows down the block on.
   __device__ __forceinline__ int seen_by_all(const AttentionCudaArgs& a, int from = 0) const {
-    return a.mask.kind != ScoreMaskKind::none ? 0 : a.causal ? min(first + from, a.keys) : a.keys;
+    return !products_suffice(a) ? 0 : a.causal ? min(first + from, a.keys) : a.keys;
   }
 };
+
+// A score of the forward pass, whether product or scaled, is so many natural exponents.
+__device__ __forceinline__ float score_unit(const AttentionCudaArgs& a) { return products_suffice(a) ? a.scale : 1.0f; }
+
+// As make_scores, but that products stay where they suffice.
+template <class T, int kMi, int kNj>
+__device__ __forceinline__ void make_forward_scores(float (&s)[kMi][kNj][4], int row, int col,
+                                                    const AttentionCudaArgs& a, int batch, int head, bool edge) {
+  if (!edge) return;
+  if (!products_suffice(a)) scale_scores(s, a.scale);
+  mask_scores<T>(s, row, col, a, batch, head);
+}
+
+// The log-sum-exp of scores whose largest is `peak`, as it is stored: +inf of none.
+__device__ __forceinline__ float log_sum_exp(const AttentionCudaArgs& a, float peak, float total) {
+  const bool any = !(total == 0.0f);   // a sum that is nan shows
+  return any ? __fmul_rn(peak, score_unit(a)) + log2f(total) * kLn2 : kInfinity;
+}
 
 // The running softmax of a row: the largest score, this lane's part of the sum of e^(score - peak).
 template <class T, int kMi>
 struct OnlineSoftmax {
-  float peak[kMi][2], total[kMi][2];
+  float unit, peak[kMi][2], total[kMi][2];   // exponents of base 2 in a score
 
-  __device__ __forceinline__ OnlineSoftmax() {
+  __device__ __forceinline__ explicit OnlineSoftmax(const AttentionCudaArgs& a) : unit(score_unit(a) * kLog2e) {
 #pragma unroll
     for (int i = 0; i < kMi; ++i)
 #pragma unroll
@@ -49,7 +67,7 @@ struct OnlineSoftmax {
         for (int j = 0; j < kNs; ++j) top = fmaxf(top, fmaxf(s[i][j][2 * h], s[i][j][2 * h + 1]));
         top = quad_max(top);
         const float origin = top == -kInfinity ? 0.0f : top;   // nothing seen yet: p is 2^-inf = 0
-        const float correction = mutant(142) ? 1.0f : score_exp<T>(peak[i][h] - origin);
+        const float correction = mutant(142) ? 1.0f : score_exp(peak[i][h] - origin, unit);
         peak[i][h] = top;
         float sum = 0.0f;
 #pragma unroll
@@ -57,7 +75,7 @@ struct OnlineSoftmax {
 #pragma unroll
           for (int w = 0; w < 2; ++w) {
             float& p = s[i][j][2 * h + w];
-            p = score_exp<T>(p - origin);
+            p = score_exp(p - origin, unit);
             sum += p;
           }
         total[i][h] = total[i][h] * correction + sum;
@@ -91,9 +109,7 @@ __device__ __forceinline__ void store_output(const AttentionCudaArgs& a, const Q
       const float total = quad_sum(softmax.total[i][h]);
       scale[i][h] = 1.0f / (total > 0.0f ? total : 1.0f);
       const int query = row + 16 * i + 8 * h + lane_id() / 4;
-      const bool any = !(total == 0.0f);   // a sum that is nan shows
-      if (query < a.queries && lane_id() % 4 == 0)
-        lse[query] = any ? log_sum_exp<T>(softmax.peak[i][h], total) : kInfinity;
+      if (query < a.queries && lane_id() % 4 == 0) lse[query] = log_sum_exp(a, softmax.peak[i][h], total);
     }
   scale_rows(out, scale);
   store_rows<Out>(tile, tile_row, out, head_data<T>(a.out, block.batch, block.head) + row * a.out.time, a.out.time,

@@ -1,8 +1,9 @@
 // What forward and backward of attention share: heads, masks on the scores, and tiles that are stored.
 //
-// Exponents are in base 2: e^(scale s + mask) = 2^(log2e scale s + log2e mask); float32 changes to it after the
-// subtraction, so that sums come and go as they are stored. Features beyond the head's size are
-// zeros in shared memory; products skip them 32 at a time, so that one kernel serves all sizes up to its own.
+// Scores are natural exponents, rounded once, and come to base 2 after the subtraction: one that is its row's peak, or
+// all there is to its log-sum-exp, leaves 0 to the bit, however large it is. The forward pass leaves them products as
+// long as no mask is added, and scales the differences. Features beyond the head's size are zeros in shared memory;
+// products skip them 32 at a time, so that one kernel serves all sizes up to its own.
 #pragma once
 
 #include <algorithm>
@@ -33,20 +34,11 @@ __host__ __device__ constexpr bool launched_here() {
 }
 
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-template <class T>
-constexpr bool kNatural = sizeof(T) == 4;
-template <class T>
-constexpr float kScoreUnit = kNatural<T> ? 1.0f : kLog2e;   // of a score in the units of lse
-constexpr float kInfinity = __builtin_huge_valf(), kLowest = -3.402823466e+38f;
+constexpr float kInfinity = __builtin_huge_valf();
 
-// e to the difference of two scores; the log-sum-exp of scores whose largest is `peak`, as it is stored.
-template <class T>
-__device__ __forceinline__ float score_exp(float difference) {
-  return exp2_approx(kNatural<T> ? difference * kLog2e : difference);
-}
-template <class T>
-__device__ __forceinline__ float log_sum_exp(float peak, float total) {
-  return kNatural<T> ? peak + log2f(total) * kLn2 : (peak + log2f(total)) * kLn2;
+// e to the difference of two scores; the unit of exponents is one of base 2.
+__device__ __forceinline__ float score_exp(float difference, float unit = kLog2e) {
+  return exp2_approx(difference * unit);
 }
 
 template <class T>
@@ -79,20 +71,18 @@ __device__ __forceinline__ void multiply_features(float (&c)[kMi][kNj][4], uint3
   }
 }
 
-// A score with what its mask has there. A finite mask stays finite in base 2: rows masked by the lowest float
-// throughout average all keys, as in torch.
-__device__ __forceinline__ float masked(float score, bool seen, float) { return seen ? score : -kInfinity; }
+// A score with what its mask has there. Rows masked by the lowest float throughout average all keys, as in torch.
+__device__ __forceinline__ float masked(float score, bool seen) { return seen ? score : -kInfinity; }
 template <class M>
-__device__ __forceinline__ float masked(float score, M mask, float unit) {
-  const float added = float(mask);
-  return score + (added == -kInfinity ? added : fmaxf(added * unit, kLowest));
+__device__ __forceinline__ float masked(float score, M mask) {
+  return score + float(mask);
 }
 
 // Applies the mask M of a head to a warp's tile [rows, cols] of its scores, whose steps in the mask are `down` and
 // `across`.
 template <class M, int kMi, int kNj>
 __device__ __forceinline__ void apply_mask(float (&s)[kMi][kNj][4], const void* mask, int64_t start, int64_t down,
-                                           int64_t across, int rows, int cols, float unit) {
+                                           int64_t across, int rows, int cols) {
   const M* const first = static_cast<const M*>(mask) + start + lane_id() / 4 * down + lane_id() % 4 * 2 * across;
   rows -= lane_id() / 4, cols -= lane_id() % 4 * 2;
 #pragma unroll
@@ -103,30 +93,37 @@ __device__ __forceinline__ void apply_mask(float (&s)[kMi][kNj][4], const void* 
 #pragma unroll
       for (int w = 0; w < 2; ++w) {
         float& score = s[i / 2][j][i % 2 * 2 + w];
-        if (8 * i < rows && 8 * j + w < cols) score = masked(score, at[w * across], unit);
+        if (8 * i < rows && 8 * j + w < cols) score = masked(score, at[w * across]);
       }
   }
 }
 
-// Products become scores in base 2, -inf where a key takes no part: only at an `edge`, which a mask is everywhere.
-// kKeysDown: the tile is [keys, queries] and not [queries, keys].
+// Whether products may stand for scores where they are compared: a positive scale changes no order.
+__device__ __forceinline__ bool products_suffice(const AttentionCudaArgs& a) {
+  return a.mask.kind == ScoreMaskKind::none && a.scale > 0.0f;
+}
+
+// Not contracted into a subtraction: the other side of it has been rounded.
+template <int kMi, int kNj>
+__device__ __forceinline__ void scale_scores(float (&s)[kMi][kNj][4], float scale) {
+  each_element(s, 0, 0, [&](float& score, int, int) { score = __fmul_rn(score, scale); });
+}
+
+// What a mask adds, and -inf where a key takes no part. kKeysDown: the tile is [keys, queries] and not [queries, keys].
 template <class T, bool kKeysDown = false, int kMi, int kNj>
 __device__ __forceinline__ void mask_scores(float (&s)[kMi][kNj][4], int row, int col, const AttentionCudaArgs& a,
-                                            int batch, int head, bool edge) {
-  const float scale = a.scale * kScoreUnit<T>;
+                                            int batch, int head) {
   const ScoreMask& m = a.mask;
-  each_element(s, row, col, [&](float& score, int, int) { score *= scale; });
-  if (!edge) return;
   if (m.kind != ScoreMaskKind::none) {
     const int64_t down = kKeysDown ? m.key : m.query, across = kKeysDown ? m.query : m.key;
     const int64_t start = batch * m.batch + head * m.head + row * down + col * across;
     const int rows = (kKeysDown ? a.keys : a.queries) - row, cols = (kKeysDown ? a.queries : a.keys) - col;
     if (m.kind == ScoreMaskKind::boolean)
-      apply_mask<bool>(s, m.data, start, down, across, rows, cols, kScoreUnit<T>);
+      apply_mask<bool>(s, m.data, start, down, across, rows, cols);
     else if (m.kind == ScoreMaskKind::float32)
-      apply_mask<float>(s, m.data, start, down, across, rows, cols, kScoreUnit<T>);
+      apply_mask<float>(s, m.data, start, down, across, rows, cols);
     else
-      apply_mask<T>(s, m.data, start, down, across, rows, cols, kScoreUnit<T>);
+      apply_mask<T>(s, m.data, start, down, across, rows, cols);
   }
   each_element(s, row, col, [&](float& score, int i, int j) {
     const int query = kKeysDown ? j : i, key = kKeysDown ? i : j;
@@ -134,9 +131,17 @@ __device__ __forceinline__ void mask_scores(float (&s)[kMi][kNj][4], int row, in
   });
 }
 
+// Products become scores. `edge`: some key may take no part, as everywhere in a mask.
+template <class T, bool kKeysDown = false, int kMi, int kNj>
+__device__ __forceinline__ void make_scores(float (&s)[kMi][kNj][4], int row, int col, const AttentionCudaArgs& a,
+                                            int batch, int head, bool edge) {
+  scale_scores(s, a.scale);
+  if (edge) mask_scores<T, kKeysDown>(s, row, col, a, batch, head);
+}
+
 // Whether queries from `query` on may see some of the keys before `end` otherwise than by their product.
 __device__ __forceinline__ bool on_edge(const AttentionCudaArgs& a, int query, int end) {
-  return a.mask.kind != ScoreMaskKind::none || end > a.keys || (a.causal && end > query + 1);
+  return !products_suffice(a) || end > a.keys || (a.causal && end > query + 1);
 }
 
 // Stores the 16 kMi rows of a warp that begin at `row` of the head, through its own rows of a tile in shared memory:
