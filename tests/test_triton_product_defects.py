@@ -13,6 +13,8 @@ from tests.test_triton_defects import budget, mutated, value
 
 pytest.importorskip("triton", reason="needs triton")
 
+import triton
+
 from tests.emulator.triton import emulated
 from tests.triton_budget_cases import large_tiles
 
@@ -231,7 +233,9 @@ DEFECTS = [
     [defect[1:] for defect in DEFECTS],
     ids=[defect[0] for defect in DEFECTS],
 )
-def test_defect_is_caught(file, old, new, check, tmp_path) -> None:
+def test_defect_is_caught(file, old, new, check, tmp_path, request) -> None:
+    if "registers changed" in request.node.name and not triton.__version__.startswith("3.7."):
+        pytest.skip("Triton waits by itself since 3.8 before it changes what a wgmma still reads")
     with mutated(tmp_path, file, old, new), pytest.raises(AssertionError):
         check()
 
