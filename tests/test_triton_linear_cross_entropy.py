@@ -53,6 +53,13 @@ def test_linear_cross_entropy_with_large_tiles(capability) -> None:
     assert {launch.binary.num_warps for launch in log if "tiles" in launch.name} == {8}
 
 
+@pytest.mark.parametrize("rows", [1, 33])
+@pytest.mark.parametrize("settings", [{}, {"bias": True, "weighted": True, "label_smoothing": 0.1}])
+def test_linear_cross_entropy_takes_a_single_class(rows, settings) -> None:
+    """Triton compiles a 1 in: no tensor then, and nothing of it can be converted."""
+    check(testing.linear_cross_entropy(rows, 9, 1, **settings), B, 90, perturb=False)
+
+
 def test_linear_cross_entropy_reads_any_strides() -> None:
     # not perturbed: 2 units of a row's approximate logarithm are 8 of its small probabilities
     case = testing.linear_cross_entropy(9, 24, 70, bias=True)

@@ -73,24 +73,30 @@ def test_long_rows_fill_sectors(cols) -> None:
 @pytest.mark.parametrize("dtype", [B, F], ids=str)
 @pytest.mark.parametrize("classes", [1024, 1025, 4095, 32003])
 def test_cross_entropy_fills_sectors_from_1024_classes_on(classes, dtype) -> None:
-    """A row has 12 bytes of results and reads its logit, its target and 12 bytes by themselves."""
+    """A row asks for a sector of its target, its logit, its loss and its pair: of 1025 in bfloat16
+    106 bytes more than they are, beside 2050. They move once all the same.
+    """
     case = testing.cross_entropy(2**17 // classes, classes)
     found = {launch.name: launch for launch in launches(case, dtype)}
-    assert_bars(found["cross_entropy_forward_kernel"], 1.1)
+    assert_bars(found["cross_entropy_forward_kernel"], 1.075 if classes < 1536 else 1.05)
     assert_bars(found["cross_entropy_backward_kernel"], 1.05)
 
 
 @pytest.mark.parametrize("dtype", [B, F], ids=str)
-@pytest.mark.parametrize("classes", [2, 10, 17, 100, 520, 999, 1001])
+@pytest.mark.parametrize("classes", [2, 10, 17, 64, 100, 128, 255, 257, 520, 999, 1001])
 def test_cross_entropy_fills_sectors_below_1024_classes(classes, dtype) -> None:
     """Rows are taken many at a time, with their targets and results, which are loaded once.
 
-    The gradient does not wait for banks either: turned to columns and back it took 5 times as long.
+    They do not wait for banks either: rows of 64 turned to columns as they lie took 14 times as
+    long forward. Of rows short of 128 bytes those that 32 lanes read begin where they do.
     """
     case = testing.cross_entropy(2**16 // max(4, classes), classes)
     found = {launch.name: launch for launch in launches(case, dtype)}
     backward = found["cross_entropy_tile_backward_kernel"]
-    assert_bars(found["cross_entropy_tile_forward_kernel"], 1.01)
+    forward = found["cross_entropy_tile_forward_kernel"]
+    assert_bars(forward, 1.01)
+    few = classes * dtype.itemsize < 128
+    assert forward.stats.bank_factor <= (1.75 if few else 1.07)
     assert_bars(backward, 1.05)
     assert backward.stats.bank_factor <= 1.1
 

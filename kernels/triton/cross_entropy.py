@@ -24,6 +24,7 @@ from pyfast.kernels.cross_entropy_tiles import (
     backward_layout,
     cross_entropy_tile_backward_kernel,
     cross_entropy_tile_forward_kernel,
+    forward_layout,
     tile_layout,
 )
 from pyfast.kernels.norm_tiles import SECTOR
@@ -119,8 +120,8 @@ def cross_entropy_forward_kernel(
             spread = weight_sum * ((top - origin) + log_total) - tl.sum(shifted, axis=0)
             loss += smoothing / n_cols * spread
     tl.store(loss_ptr + row, loss)
-    tl.store(lse_ptr + 2 * row, top)
-    tl.store(lse_ptr + 2 * row + 1, log_total)
+    pair = tl.arange(0, 2)  # at once: they share a sector
+    tl.store(lse_ptr + 2 * row + pair, tl.where(pair == 0, top, log_total))
 
 
 @triton.jit(
@@ -219,10 +220,12 @@ def cross_entropy_triton(
     if _are_tiles(x):
         heavy = smooth and weight is not None
         layout, warps = tile_layout(cols, x.itemsize, heavy)
+        side = max(1, 32 * warps // layout.rows)
+        layout = forward_layout(layout.loading(rows, cols), cols)
         programs = min(triton.cdiv(rows, layout.rows), PROGRAMS_EACH * processors(x))
         cross_entropy_tile_forward_kernel[(programs,)](
             x, target, weight, loss, lse, rows, cols // layout.group, ignore_index, label_smoothing,
-            HAS_WEIGHT=weight is not None, SMOOTH=smooth, LAYOUT=layout, num_warps=warps,
+            HAS_WEIGHT=weight is not None, SMOOTH=smooth, LAYOUT=layout, SIDE=side, num_warps=warps,
         )  # fmt: skip
     elif rows:
         stride = x.stride(0)

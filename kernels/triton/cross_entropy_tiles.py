@@ -47,6 +47,17 @@ def tile_layout(cols: int, itemsize: int, smoothed_weights: bool) -> tuple[Layou
     return Layout(group, sector, 1, each, rows, covered // each, run), warps
 
 
+def forward_layout(layout: Layout, cols: int) -> Layout:
+    """Rows of whole sectors lie where they are loaded; others are skewed where banks want it."""
+    covered, banked = layout.each * layout.side, 4 * layout.sector
+    if layout.group == layout.sector:
+        return layout._replace(each=1, side=covered, run=0)
+    apart = [row * cols % banked for row in range(32 // layout.side)] if layout.side < 32 else [0]
+    banks = {(at + i) % banked * 8 // layout.sector for at in apart for i in range(layout.side)}
+    crowded = len(banks) < layout.side * len(apart) * 8 // layout.sector
+    return layout._replace(skewed=crowded and covered >= banked)
+
+
 def backward_layout(layout: Layout, warps: int) -> tuple[Layout, int]:
     """Twice the warps of forward: a thread has four numbers of the row of each element, too."""
     warps = min(2 * warps, max(warps, layout.run // 512))
@@ -68,7 +79,9 @@ def _row_maxima(values, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _rows_of(tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT: tl.constexpr):
+def _rows_of(
+    tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT: tl.constexpr, SIDE: tl.constexpr
+):
     """The first row of a tile, how many there are, which, and the columns of their targets.
 
     NO_CLASS or IGNORED where that is none. Of the SIDE threads of a row one loads its target: all
@@ -77,7 +90,7 @@ def _rows_of(tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT: tl.constexp
     first = tile.to(tl.int64) * LAYOUT.rows
     count = tl.minimum(n_rows - first, LAYOUT.rows).to(tl.int32)
     rows = tl.arange(0, LAYOUT.rows)
-    side = tl.arange(0, LAYOUT.side)[None, :]
+    side = tl.arange(0, SIDE)[None, :]
     mask = (rows < count)[:, None] & (side == 0)
     target = tl.load(target_ptr + first + rows[:, None] + 0 * side, mask=mask, other=0)
     target = tl.where(rows < count, tl.sum(target, axis=1), ignore_index)
@@ -106,12 +119,14 @@ def _load_pairs(ptr, first, rows, count, LAYOUT: tl.constexpr):
 def cross_entropy_tile_forward_kernel(
     logits_ptr, target_ptr, weight_ptr, loss_ptr, lse_ptr,
     n_rows, n_groups, ignore_index, smoothing,
-    HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr, LAYOUT: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr, LAYOUT: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
     """As cross_entropy_forward_kernel; if the target is no class the loss is nan."""
     n_cols = n_groups * LAYOUT.group
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, LAYOUT.rows), tl.num_programs(0)):
-        first, count, rows, place = _rows_of(tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT)
+        first, count, rows, place = _rows_of(
+            tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT, SIDE
+        )
         counts = place != IGNORED
         x = load_rows(logits_ptr, first * n_cols, count, n_cols, 0, LAYOUT)
         col_offs, is_col = columns(n_cols, 0, LAYOUT)
@@ -155,7 +170,9 @@ def cross_entropy_tile_backward_kernel(
     shared = 0.0 if EACH else tl.load(grad_loss_ptr)
     size = tl.load(totals_ptr) if MEAN else 1.0
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, LAYOUT.rows), tl.num_programs(0)):
-        first, count, rows, place = _rows_of(tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT)
+        first, count, rows, place = _rows_of(
+            tile, target_ptr, n_rows, n_cols, ignore_index, LAYOUT, LAYOUT.side
+        )
         counts = place != IGNORED
         top, log_total = _load_pairs(lse_ptr, first, rows, count, LAYOUT)
         if EACH:

@@ -69,6 +69,12 @@ def _is_place(place, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def _plane(tiles, M):
+    """tiles * M in 64 bits, also where either is 1 and therefore no tensor."""
+    return tl.full((), tiles, tl.int64) * M
+
+
+@triton.jit
 def _logit_tiles_kernel(
     x, weight, bias_ptr, target_ptr, class_weight_ptr, count_ptr,
     partial_ptr, at_target_ptr,
@@ -81,7 +87,7 @@ def _logit_tiles_kernel(
     """Of every tile of logits the maximum of each row, the sum of exp(x - maximum) and, to SMOOTH,
     that of weight (x - maximum), in partial [3, column tiles, M]; and the logit of the target.
     """
-    count, plane = tl.load(count_ptr), tl.cdiv(N, BLOCK_N).to(tl.int64) * M
+    count, plane = tl.load(count_ptr), _plane(tl.cdiv(N, BLOCK_N), M)
     tiles = tl.cdiv(count, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row, col = tile_at(tile, count, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -121,7 +127,7 @@ def _losses_kernel(
     """
     row_offs = tile_offsets(tl.program_id(0), BLOCK)
     tiles = tl.cdiv(N, TILE)
-    plane = tiles.to(tl.int64) * M
+    plane = _plane(tiles, M)
     mask = row_offs < tl.load(count_ptr)
     x_t = tl.load(at_target_ptr + row_offs, mask=mask, other=0.0)
     origin = tl.where(tl.abs(x_t) < HUGE, x_t, 0.0)
@@ -189,7 +195,7 @@ def _slab_kernel(
         if MEAN:
             g /= tl.load(totals_ptr)
         known = (target >= 0) & (target < classes)
-        weights = classes.to(tl.float32)
+        weights = tl.full((), classes, tl.float32)
         own = tl.where(known, 1.0, float("nan"))
         if class_weight_ptr is not None:
             weights = tl.load(totals_ptr + 1)

@@ -49,6 +49,7 @@ def launch_config(rows: int, cols: int, itemsize: int, processors: int) -> Confi
     or more, with whole sectors of statistics.
     """
     layout, num_warps = layout_of(cols, itemsize)
+    layout = layout.loading(rows, cols)
     period, at_once = layout.period, layout.rows
     wanted = max(1, processors * 32 // num_warps // period)
     rows_each = triton.cdiv(triton.cdiv(rows, wanted * period), at_once) * at_once

@@ -6,6 +6,9 @@ written as runs of neighbours, from the sector a run begins in, and go through s
 columns and back. A run of long ones would take too many registers: a program has those that begin
 at the same distance from a sector, and holds the weight at that distance, too; what they share is
 then little beside the row.
+
+Where all rows together are whole pieces of 16 bytes, runs are loaded piece by piece, with what the
+first and the last hold of the neighbours; what is stored goes element by element.
 """
 
 import math
@@ -33,6 +36,14 @@ class Layout(NamedTuple):
     rows: int
     side: int  # each * side covers a row, and its distance from a sector if it is not in a run
     run: int  # covers the rows of the tile and their distance from a sector; 0: they are no run
+    piece: int = 1  # elements to load at once, with what they hold of the neighbours
+    skewed: bool = False  # each row's columns begin anew elsewhere, see `skew`
+
+    def loading(self, rows: int, cols: int) -> "Layout":
+        """For all of `rows` x `cols` elements from a multiple of 16 bytes on: runs by pieces."""
+        piece = self.sector // 2
+        whole = self.run and self.group < piece and rows * cols % piece == 0
+        return self._replace(piece=piece if whole else 1)
 
 
 def vector_group(cols: int, itemsize: int) -> int:
@@ -81,7 +92,19 @@ def columns(n_cols, shift, LAYOUT: tl.constexpr):
     """
     blocks = tl.arange(0, LAYOUT.each)[:, None, None] * LAYOUT.side
     offs = blocks + tl.arange(0, LAYOUT.side)[None, None, :]
+    if LAYOUT.skewed:
+        offs += skew(tl.arange(0, LAYOUT.rows)[None, :, None], n_cols, LAYOUT)
+        offs = offs & (LAYOUT.each * LAYOUT.side - 1)
     return offs, (offs >= shift) & (offs < shift + n_cols)
+
+
+@triton.jit
+def skew(row, n_cols, LAYOUT: tl.constexpr):
+    """Which column a row begins with, so that SIDE elements of each row lie in banks of their own.
+
+    Row after row is SIDE elements on, by the banks, whatever the length of the rows.
+    """
+    return row * (LAYOUT.side - n_cols) & (4 * LAYOUT.sector - 1)
 
 
 @triton.jit
@@ -102,6 +125,22 @@ def run_of(ptr, start, count, n_cols, LAYOUT: tl.constexpr):
 
 
 @triton.jit
+def load_run(ptr, start, count, n_cols, LAYOUT: tl.constexpr):
+    """`run_of` loaded: 0 where nothing is, or what is there of the neighbours if by pieces."""
+    ptrs, mask, shift = run_of(ptr, start, count, n_cols, LAYOUT)
+    if LAYOUT.piece == 1:
+        run = tl.load(ptrs, mask=mask, other=0.0)
+    else:
+        # in two dimensions, or Triton would give threads pieces of what is stored, too
+        begins = tl.arange(0, LAYOUT.run // LAYOUT.piece)[:, None] * LAYOUT.piece
+        offs = begins + tl.arange(0, LAYOUT.piece)[None, :]
+        ptr += start // LAYOUT.sector * LAYOUT.sector  # known to be a multiple
+        pieces = tl.load(ptr + offs, mask=begins < shift + count * n_cols, other=0.0)
+        run = tl.reshape(pieces, (LAYOUT.run,))
+    return run, mask, shift
+
+
+@triton.jit
 def row_of(slots, n_cols):
     """slots // n_cols by a product: exact where slots * n_cols < 2**31, and slots from 0 on."""
     inverse = (0x7FFFFFFF // n_cols + 1).to(tl.uint32)
@@ -115,11 +154,14 @@ def _turned(run, places, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _slots(LAYOUT: tl.constexpr):
+def _slots(n_cols, LAYOUT: tl.constexpr):
     """The row and the column of each element of a tile [EACH * ROWS * SIDE]."""
     slots = tl.arange(0, LAYOUT.each * LAYOUT.rows * LAYOUT.side)
+    rows = slots // LAYOUT.side % LAYOUT.rows
     cols = slots // (LAYOUT.rows * LAYOUT.side) * LAYOUT.side + slots % LAYOUT.side
-    return slots // LAYOUT.side % LAYOUT.rows, cols
+    if LAYOUT.skewed:
+        cols = (cols + skew(rows, n_cols, LAYOUT)) & (LAYOUT.each * LAYOUT.side - 1)
+    return rows, cols
 
 
 @triton.jit
@@ -129,9 +171,8 @@ def load_rows(ptr, start, count, n_cols, shift, LAYOUT: tl.constexpr):
         ptrs, mask = _tile(ptr, start, count, n_cols, shift, LAYOUT)
         values = tl.load(ptrs, mask=mask, other=0.0)
     else:
-        ptrs, mask, shift = run_of(ptr, start, count, n_cols, LAYOUT)
-        run = tl.load(ptrs, mask=mask, other=0.0)
-        rows, cols = _slots(LAYOUT)
+        run, _, shift = load_run(ptr, start, count, n_cols, LAYOUT)
+        rows, cols = _slots(n_cols, LAYOUT)
         places = (rows * n_cols + cols + shift) & (LAYOUT.run - 1)  # past the columns: anywhere
         _, is_col = columns(n_cols, 0, LAYOUT)
         values = tl.where(is_col, _turned(run, places, LAYOUT), 0.0)
@@ -148,7 +189,7 @@ def load_affine(ptr, n_cols, shift, LAYOUT: tl.constexpr):
         # lanes side by side: elements of a thread are not loaded at once where the mask cuts them
         offs = tl.max_contiguous(tl.arange(0, LAYOUT.each * LAYOUT.side), 1)
         row = tl.load(ptr + offs, mask=offs < n_cols, other=0.0)
-        _, cols = _slots(LAYOUT)
+        _, cols = _slots(n_cols, LAYOUT)
         values = _turned(row, cols, LAYOUT)
     return values.to(tl.float32)
 
