@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import forward_ad
 
 from pyfast import choosers, cuda_rooms, extension_module, triton_rooms, tuning
 
@@ -70,7 +71,7 @@ _log = logging.getLogger("pyfast")
 
 
 def extension() -> object | None:
-    """The module pyfast._C (build facts, instruction sets), or None where it is not available."""
+    """The module pyfast._C (build facts, instruction sets), or None where there is none."""
     return _extension
 
 
@@ -95,7 +96,11 @@ def uses_reference(
 ) -> bool:
     """Whether the door of `op` must take the plain-torch reference for this device and dtype, or
     shall, since torch was measured to be quicker with so much work on the GPU.
+
+    It must, too, in torch.func's transforms and in forward mode: kernels know no tangents.
     """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
     if choose(op, device_type, dtype).backend == "torch":
         return True
     if not work or device_type != "cuda" or torch.compiler.is_compiling() or not measures():
@@ -248,11 +253,6 @@ class deterministic:
         global _deterministic
         _deterministic = self.before
         _select(_forced)
-
-
-def is_deterministic() -> bool:
-    """Whether `pyfast.deterministic(True)` is in force."""
-    return _deterministic
 
 
 def select_isa(name: str) -> None:

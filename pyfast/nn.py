@@ -111,9 +111,9 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 def _widened(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in the widest of their dtypes."""
+    """The tensors in the widest of their dtypes; as they are, if some have none that is a float."""
     dtypes = {t.dtype for t in tensors if t is not None}
-    if len(dtypes) == 1:
+    if len(dtypes) == 1 or not all(dtype.is_floating_point for dtype in dtypes):
         return tensors
     wide = functools.reduce(torch.promote_types, dtypes)
     return tuple(t if t is None else t.to(wide) for t in tensors)
@@ -209,6 +209,8 @@ class CausalSelfAttention(torch.nn.Module):
             torch.nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 3:
+            raise ValueError(f"CausalSelfAttention: x must be [B, T, C]; got {list(x.shape)}")
         batch, time, _ = x.shape
         qkv = pyfast.linear_act(x, self.in_proj_weight, self.in_proj_bias)  # [B, T, 3C]
         head_dim = self.embed_dim // self.num_heads
@@ -257,6 +259,7 @@ def _plain(layer: torch.nn.Module) -> bool:
 
 
 def is_hooked(layer: torch.nn.Module) -> bool:
-    """Whether a call of `layer` does more than its forward."""
+    """Whether a call of `layer` does more than the forward of its class."""
     forward, backward = layer._forward_hooks, layer._backward_hooks
-    return any((forward, layer._forward_pre_hooks, backward, layer._backward_pre_hooks))
+    hooks = (forward, layer._forward_pre_hooks, backward, layer._backward_pre_hooks)
+    return any(hooks) or "forward" in layer.__dict__  # as accelerate and others replace it

@@ -201,7 +201,7 @@ class AdamW(torch.optim.AdamW):
         amsgrad, maximize, decoupled = flags
         params = [param for param, _ in members]
         states = [self._state_of(param, amsgrad) for param in params]
-        steps = torch.tensor([float(state["step"]) for state in states])
+        steps = torch.tensor([float(s["step"]) for s in states], dtype=torch.float32)
         for state, step in zip(states, steps.unbind(), strict=True):
             state["step"] = step
         names = _MOMENTS if amsgrad else _MOMENTS[:2]
@@ -222,7 +222,7 @@ class AdamW(torch.optim.AdamW):
         """The state of `param`, created or completed where it is new (or came without masters)."""
         state = self.state[param]
         wide = self._state_dtype(param)
-        state.setdefault("step", torch.tensor(0.0))
+        state.setdefault("step", torch.tensor(0.0, dtype=torch.float32))
         for name in _MOMENTS if amsgrad else _MOMENTS[:2]:
             if name not in state:
                 state[name] = torch.zeros_like(param, dtype=wide)
@@ -264,7 +264,7 @@ class AdamW(torch.optim.AdamW):
             raise ValueError(
                 f"AdamW: state must have step, exp_avg and exp_avg_sq; got {', '.join(saved)}"
             )
-        state = {"step": torch.tensor(float(saved["step"]))}
+        state = {"step": torch.tensor(float(saved["step"]), dtype=torch.float32)}
         for name in (*_MOMENTS, *(() if wide == param.dtype else ("master",))):
             if name not in saved:
                 continue

@@ -24,16 +24,18 @@ def expect_type(
 
 
 def expect_float(op: str, argument: str, tensor: Any) -> None:
-    """A tensor of one of the four dtypes the kernels take."""
+    """A dense tensor of one of the four dtypes the kernels take."""
     expect_type(isinstance(tensor, Tensor), op, argument, "be a tensor", type(tensor).__name__)
+    expect_type(tensor.layout == torch.strided, op, argument, "be dense", tensor.layout)
     if tensor.dtype not in FLOATS:
         rule = "be float32, bfloat16, float16 or float64"
         raise TypeError(_sentence(op, argument, rule, tensor.dtype))
 
 
 def expect_like(op: str, argument: str, tensor: Any, like: Tensor, like_name: str) -> None:
-    """A tensor of the dtype and on the device of `like`."""
+    """A dense tensor of the dtype and on the device of `like`."""
     expect_type(isinstance(tensor, Tensor), op, argument, "be a tensor", type(tensor).__name__)
+    expect_type(tensor.layout == torch.strided, op, argument, "be dense", tensor.layout)
     if tensor.dtype != like.dtype:
         rule = f"have the dtype of {like_name}, {like.dtype}"
         raise TypeError(_sentence(op, argument, rule, tensor.dtype))

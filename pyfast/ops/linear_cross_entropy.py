@@ -176,10 +176,11 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple:
     if grad_loss is None:
         return (None,) * 11
-    if len(ctx.saved_tensors) == 3:
-        grads = _scaled(ctx.saved_tensors, ctx.need, grad_loss)
+    saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+    if len(saved) == 3:
+        grads = _scaled(saved, ctx.need, grad_loss)
     else:
-        grads = _linear_cross_entropy_backward(grad_loss, *ctx.saved_tensors, *ctx.modes, *ctx.need)
+        grads = _linear_cross_entropy_backward(grad_loss, *saved, *ctx.modes, *ctx.need)
     return *(g if n else None for g, n in zip(grads, ctx.need, strict=True)), *(None,) * 8
 
 

@@ -65,12 +65,19 @@ def differentiable(
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*args)
-        if torch.is_grad_enabled():
-            for a in args:
-                if isinstance(a, Tensor) and a.requires_grad:
-                    return function.apply(*args)
-        with _below_autograd():
-            return op(*args)
+        try:
+            if torch.is_grad_enabled():
+                for a in args:
+                    if isinstance(a, Tensor) and a.requires_grad:
+                        return function.apply(*args)
+            with _below_autograd():
+                return op(*args)
+        except NotImplementedError:  # a sparse tensor that a door's quick look took for a dense one
+            layouts = {a.layout for a in args if isinstance(a, Tensor)} - {torch.strided}
+            if not layouts:
+                raise
+            got = layouts.pop()
+            raise TypeError(f"{name}: every tensor must be dense; got {got}") from None
 
     return call
 
