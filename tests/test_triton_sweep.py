@@ -18,10 +18,10 @@ B, H, F = torch.bfloat16, torch.float16, torch.float32
 CAPABILITY = {F: 80, B: 90, H: 80}
 
 
-def launches(case: testing.Case, dtype: torch.dtype) -> list[Launch]:
+def launches(case: testing.Case, dtype: torch.dtype, cache: int = CACHE) -> list[Launch]:
     """Forward and backward on one processor, whose programs have as much to do as of real sizes."""
     with (
-        emulated(CAPABILITY[dtype], processors=1, cache_bytes=CACHE) as log,
+        emulated(CAPABILITY[dtype], processors=1, cache_bytes=cache) as log,
         pyfast.using("triton"),
     ):
         results(case, getattr(pyfast, case.op), case.inputs(dtype))
@@ -68,6 +68,17 @@ def test_long_rows_fill_sectors(cols) -> None:
     """Past the runs: each program has rows that begin alike. 128 are enough where no weight is."""
     for launch in launches(testing.norm("layer_norm", 128, cols, affine=False), B):
         assert_bars(launch, 1.05)
+
+
+@pytest.mark.parametrize(("cols", "dtype"), [(8193, B), (8208, B), (9001, F), (8200, F)], ids=str)
+def test_rows_too_wide_for_registers_fill_sectors(cols, dtype) -> None:
+    """Of 64 rows, with their weights. Each is read once more: a part of 256 KB of level 2, less
+    than a multiprocessor has of it, holds it.
+    """
+    for launch in launches(testing.norm("layer_norm", 64, cols), dtype, 256 * 1024):
+        stats = launch.stats
+        assert (stats.dram_read + stats.dram_written) / stats.compulsory <= 1.02, launch
+        assert stats.sector_efficiency >= 0.97, launch
 
 
 @pytest.mark.parametrize("dtype", [B, F], ids=str)
