@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyfast.kernels import guards
+from pyfast.kernels.norm_tiles import SECTOR
 from pyfast.kernels.processors import processors
 
 OP = "rope"
@@ -46,6 +47,13 @@ def launch_config(
     return Config(splits, block_heads, block_half, group, num_warps)
 
 
+@triton.jit
+def _parted(pairs):
+    """The halves of heads [heads, 2, D/2], in float32 once they have parted."""
+    first, second = tl.split(tl.permute(pairs, (0, 2, 1)))
+    return first.to(tl.float32), second.to(tl.float32)
+
+
 @triton.jit(
     do_not_specialize=[
         "n_batch", "n_heads", "n_length", "half_groups", "batch_groups", "head_groups",
@@ -56,12 +64,14 @@ def rope_kernel(
     x_ptr, cos_ptr, sin_ptr, out_ptr,
     n_batch, n_heads, n_length, half_groups,
     batch_groups, head_groups, time_groups, cos_groups, sin_groups,
-    INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr, GROUP: tl.constexpr, ANGLES: tl.constexpr,
+    INTERLEAVED: tl.constexpr, JOINED: tl.constexpr, INVERSE: tl.constexpr, GROUP: tl.constexpr,
+    ANGLES: tl.constexpr,
     BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
     """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), all heads of one position [BLOCK_HEADS, D/2].
 
     x1, x2 are the halves of a head, or its even and odd elements; out is [B, T, H, D], contiguous.
+    JOINED: halves that share a sector are loaded and stored at once, and part in between.
     """
     time = tl.program_id(0).to(tl.int64)
     half = half_groups * GROUP
@@ -81,7 +91,15 @@ def rope_kernel(
             x_offs = x_start + head_offs.to(tl.int64)[:, None] * head_groups * GROUP
             out_offs = out_start + head_offs[:, None] * 2 * half
             head_mask = (head_offs < n_heads)[:, None]
-            if INTERLEAVED:
+            if JOINED:
+                offs = tl.arange(0, 2)[None, :, None] * half + half_offs[None, None, :]
+                mask = head_mask[:, :, None] & half_mask[None, None, :]
+                pairs = tl.load(x_ptr + x_offs[:, :, None] + offs, mask=mask, other=0.0)
+                first, second = _parted(pairs)
+                turned = tl.join(first * cos - second * sin, second * cos + first * sin)
+                turned = tl.permute(turned.to(out_ptr.dtype.element_ty), (0, 2, 1))
+                tl.store(out_ptr + out_offs[:, :, None] + offs, turned, mask=mask)
+            elif INTERLEAVED:
                 pair_offs = tl.arange(0, 2 * BLOCK_HALF)[None, :]
                 mask = head_mask & (pair_offs < 2 * half)
                 pairs = tl.load(x_ptr + x_offs + pair_offs, mask=mask, other=0.0).to(tl.float32)
@@ -122,7 +140,8 @@ def rope_triton(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse:
             batch, heads, length, size // 2 // group,
             *(x.stride(d) // group for d in (0, 1, 2)),
             *(t.stride(0) // angles for t in (cos, sin)),
-            INTERLEAVED=interleaved, INVERSE=inverse, GROUP=group, ANGLES=angles,
+            INTERLEAVED=interleaved, JOINED=not interleaved and size // 2 * x.itemsize % SECTOR > 0,
+            INVERSE=inverse, GROUP=group, ANGLES=angles,
             BLOCK_HEADS=config.block_heads, BLOCK_HALF=config.block_half,
             num_warps=config.num_warps,
         )  # fmt: skip
