@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.emulator import Module, Stats, Violation, library, nvcc
+from tests.emulator import Module, Stats, Violation, cuda, library, nvcc
 from tests.test_emulator_instructions import SOURCE
 
 pytestmark = [
@@ -130,3 +130,24 @@ def test_a_view_is_checked_by_its_own_extent(module: Module) -> None:
 def test_checks_can_be_turned_off(module: Module) -> None:
     stats = module.launch("missing_barrier", 1, 64, [x(64), o(64), 1], check=False)
     assert stats.warp_instructions > 0
+
+
+@pytest.mark.parametrize(
+    ("mutant", "told"),
+    [
+        (("attention", 1 << 20), "a number planted in kernels/cuda; got 1048576"),
+        (("no_such_file", 1), "a file of csrc/cuda; got 'no_such_file'"),
+    ],
+)
+def test_a_mutant_that_is_none_is_refused(mutant: tuple[str, int], told: str) -> None:
+    """It would pass for a kernel without a defect."""
+    with pytest.raises(ValueError, match="emulated: mutant must .*" + told):
+        cuda.expect_mutant(mutant)
+
+
+def test_a_mutant_that_nothing_runs_is_refused() -> None:
+    session = cuda._Session(80, {}, ("layer_norm", 1), "hyper")
+    with pytest.raises(ValueError, match="emulated: mutant must be of what runs"):
+        session.finish()
+    session.mutated = True
+    session.finish()

@@ -64,6 +64,7 @@ def tiny_zero(function: Callable) -> Callable:
 
 def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """One rounding, by exact rational arithmetic."""
+
     def one(x: float, y: float, z: float) -> float:
         if not all(map(math.isfinite, (x, y, z))):
             return x * y + z

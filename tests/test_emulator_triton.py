@@ -264,3 +264,30 @@ def test_liger_kernels() -> None:
     exact.backward()
     torch.testing.assert_close(loss, exact)
     torch.testing.assert_close(mine.detach(), logits.grad, atol=1e-6, rtol=1e-4)
+
+
+@triton.jit
+def shifted_copy_kernel(x, out, shift, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    tl.store(out + offs, tl.load(x + shift + offs))
+
+
+def test_what_lands_in_the_next_tensor_is_out_of_bounds() -> None:
+    """Tensors lie side by side, as torch allocates them: a bound of its own for each."""
+    memory = torch.arange(128.0)
+    x, out = memory[:64], memory[64:]
+    with emulated():
+        shifted_copy_kernel[(1,)](x, out, 0, 64)
+        assert torch.equal(out, x) and torch.equal(x, torch.arange(64.0))
+        with pytest.raises(Violation, match=r"out of bounds.*x\[64\]"):
+            shifted_copy_kernel[(1,)](x, out, 1, 64)
+        whole = memory[:65]  # overlaps out: both stay where they are
+        with pytest.raises(Violation, match="race"):
+            shifted_copy_kernel[(1,)](whole, out, 1, 64)
+
+
+def test_what_a_kernel_wrote_before_it_failed_stays() -> None:
+    out = torch.zeros(64)
+    with emulated(), pytest.raises(Violation, match="out of bounds"):
+        shifted_copy_kernel[(2,)](torch.ones(64), out[:32], 0, 64)
+    assert out[:32].sum() in (0, 32) and not out[32:].any()

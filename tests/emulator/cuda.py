@@ -72,6 +72,13 @@ class _Session:
     memory: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # of the room that runs
     blank: dict[int, Tensor] = field(default_factory=dict)  # of these, not yet written
     failure: BaseException | None = None
+    mutated: bool = False  # whether a launch took the mutant
+
+    def finish(self) -> None:
+        """Raise ValueError if a mutant was asked for and nothing of it has run."""
+        if self.mutant and not self.mutated:
+            ran = sorted({launch.name for launch in self.log})
+            raise ValueError(f"emulated: mutant must be of what runs; got {self.mutant}, ran {ran}")
 
     def remember(self, told: Any) -> None:
         """A tensor whose address the room has asked for, or that it has allocated."""
@@ -97,6 +104,7 @@ class _Session:
         module = _module(request.fatbin, self.capability, self.mutant)
         if module is None:
             return NO_IMAGE
+        self.mutated |= module is not _module(request.fatbin, self.capability, None)
         kernel = module.kernels[name]
         args = [ctypes.string_at(request.args[i], n) for i, (_, n) in enumerate(kernel.params)]
         blank = [
@@ -168,7 +176,11 @@ def emulated(
     `dram_read` and `dram_written`; 0 evicts nothing. `mutant` (file, n) takes the kernels of
     csrc/cuda/<file>.cu as compiled with -DPYFAST_MUTANT=n. The argument named `on_host` (of a list,
     the first) stays on the CPU; without a name adamw_step_ finds its numbers on the GPU.
+
+    Raises:
+        ValueError: there is no such mutant, or none of its kernels was launched.
     """
+    expect_mutant(mutant)
     state = stand_in()
     if state is None:
         raise RuntimeError(f"emulated: the extension must run on the emulator; it {missing()}")
@@ -188,9 +200,22 @@ def emulated(
     try:
         with mock.patch.object(cuda_rooms, "call", call):
             yield session.log
+        session.finish()
     finally:
         state.launch, state.memory, state.threads = before
         state.capability, state.processors, state.shared_limit = facts_before
+
+
+def expect_mutant(mutant: tuple[str, int] | None) -> None:
+    """Raise ValueError unless there are the file and, in some header, the defect."""
+    if mutant is None:
+        return
+    file, number = mutant
+    if not (ROOT / "csrc" / "cuda" / f"{file}.cu").exists():
+        raise ValueError(f"emulated: mutant must name a file of csrc/cuda; got {file!r}")
+    planted = f"mutant({number})"
+    if not any(planted in h.read_text() for h in (ROOT / "kernels" / "cuda").glob("*.cuh")):
+        raise ValueError(f"emulated: mutant must be a number planted in kernels/cuda; got {number}")
 
 
 def _module(fatbin: int, capability: int, mutant: tuple[str, int] | None) -> Module | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import library
+from .guarded import extent, guarded
 from .stats import Stats
 
 ORDERS = {"fixed": 0, "random": 1, "greedy": 2}
@@ -40,14 +41,6 @@ class Kernel:
 def _three(value: int | Sequence[int]) -> tuple[int, int, int]:
     values = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
     return (*values, 1, 1)[:3]
-
-
-def _extent(tensor: torch.Tensor) -> int:
-    """Bytes from the first element to the end of the last."""
-    if not tensor.numel():
-        return 0
-    strides = zip(tensor.shape, tensor.stride(), strict=True)
-    return (1 + sum((size - 1) * step for size, step in strides)) * tensor.element_size()
 
 
 class Module:
@@ -129,8 +122,7 @@ class Module:
         if entry is None:
             raise ValueError(f"launch: kernel must be one of {sorted(self.kernels)}; got {kernel}")
         names = [f"arg{i}" for i in range(len(args))] if names is None else list(names)
-        tensors = [(n, a) for n, a in zip(names, args, strict=True) if isinstance(a, torch.Tensor)]
-        tensors += [(f"reachable{i}", tensor) for i, tensor in enumerate(reachable)]
+        reached = list(reachable)
         launch = library.Launch(
             grid=_three(grid),
             block=_three(block),
@@ -144,12 +136,22 @@ class Module:
             l2_bytes=l2_bytes,
         )
         self._check_sizes(entry, launch)
-        params = self._params(entry, args)
-        launch.params, launch.param_bytes = params, len(params)
-        maps = [(tensor, bytearray(_extent(tensor))) for tensor in uninitialised]
-        table, _keep = self._table(tensors, maps)
-        launch.tensors, launch.tensor_count = table, len(table)
-        return self._run(kernel, launch)
+        with guarded(args, reached) as copies:
+
+            def moved(value: Any) -> Any:
+                tensor = isinstance(value, torch.Tensor)
+                return copies.get(value.data_ptr(), value) if tensor else value
+
+            args = [moved(a) for a in args]
+            named = zip(names, args, strict=True)
+            tensors = [(name, a) for name, a in named if isinstance(a, torch.Tensor)]
+            tensors += [(f"reachable{i}", tensor) for i, tensor in enumerate(reached)]
+            params = self._params(entry, args)
+            launch.params, launch.param_bytes = params, len(params)
+            maps = [(moved(tensor), bytearray(extent(tensor))) for tensor in uninitialised]
+            table, _keep = self._table(tensors, maps)
+            launch.tensors, launch.tensor_count = table, len(table)
+            return self._run(kernel, launch)
 
     def _run(self, kernel: str, launch: library.Launch) -> Stats:
         counters = [field.name for field in dataclasses.fields(Stats) if field.type == "int"][:-1]
@@ -204,7 +206,7 @@ class Module:
             if tensor.device.type != "cpu":
                 raise ValueError(f"launch: {name} must be on the CPU; got {tensor.device}")
             row.name, row.address = name.encode(), tensor.data_ptr()
-            row.bytes, row.element = _extent(tensor), tensor.element_size()
+            row.bytes, row.element = extent(tensor), tensor.element_size()
             for other, initialised in maps:
                 if other.data_ptr() == tensor.data_ptr() and initialised:
                     view = (ctypes.c_char * len(initialised)).from_buffer(initialised)
