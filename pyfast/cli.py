@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NoReturn
 
 import pyfast
+from pyfast.usage import UsageError, hint, in_our_words
 
 USAGE = """usage: pyfast VERB [options]
 
@@ -46,8 +47,6 @@ def _run(arguments: list[str]) -> int:
         print(f"pyfast {pyfast.__version__}")
         return 0
     if verb not in _VERBS:
-        from pyfast.options import UsageError, hint
-
         names = ", ".join(_VERBS)
         raise UsageError(f"verb must be one of {names}; got {verb!r}{hint(verb, list(_VERBS))}")
     return _VERBS[verb](rest) or 0
@@ -89,7 +88,7 @@ def _train(arguments: list[str]) -> None:
 
 def _finetune(arguments: list[str]) -> None:
     from pyfast import verbs
-    from pyfast.options import Options, UsageError, patterns, section, stored_config
+    from pyfast.options import Options, patterns, section, stored_config
     from pyfast.train.classify import DEFAULTS
     from pyfast.train.config import TrainConfig
 
@@ -161,7 +160,8 @@ class _Parser(argparse.ArgumentParser):
         self.verb = verb
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.verb}: {message}")
+        known = [option for action in self._actions for option in action.option_strings]
+        raise UsageError(f"{self.verb}: {in_our_words(self.verb, message, known)}")
 
 
 def _tune(arguments: list[str]) -> int:

@@ -1,24 +1,18 @@
-"""Options of the command line, made from the configuration's dataclasses, and their errors."""
+"""Options of the command line, made from the configuration's dataclasses."""
 
 import argparse
 import dataclasses
-import difflib
 import os
-import re
 import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from pyfast.train.classify import TASK_FILE
 from pyfast.train.config import TrainConfig
 from pyfast.train.directory import RUN_FILE, newest_run
-
-_TYPES = {"float": "a number", "int": "an integer", "str": "a word", "bool": "true or false"}
-
-
-class UsageError(ValueError):
-    """The command line or the configuration file does not say something that can be done."""
+from pyfast.usage import UsageError, in_our_words
 
 
 class Options(ArgumentParser):
@@ -60,7 +54,7 @@ class Options(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Called by the parser instead of printing its usage and leaving."""
         known = [option for action in self._actions for option in action.option_strings]
-        raise UsageError(f"{self.verb}: {_in_our_words(self.verb, message, known)}")
+        raise UsageError(f"{self.verb}: {in_our_words(self.verb, message, known)}")
 
 
 def stored_config(name: str, arguments: Sequence[str]) -> tuple[TrainConfig | None, str | None]:
@@ -72,9 +66,15 @@ def stored_config(name: str, arguments: Sequence[str]) -> tuple[TrainConfig | No
         return None, None
     run_dir = found or str(newest_run(name))
     try:
-        return TrainConfig.load(os.path.join(run_dir, RUN_FILE)), run_dir
+        config = TrainConfig.load(os.path.join(run_dir, RUN_FILE))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"resume: RUN must hold {RUN_FILE}; got {run_dir}") from None
+    verbs = {"train": "train", "classify": "finetune"}
+    made_by = "classify" if os.path.exists(os.path.join(run_dir, TASK_FILE)) else "train"
+    if made_by != name:
+        rule, other = f"be one of pyfast {verbs[name]}", f"pyfast {verbs[made_by]}"
+        raise UsageError(f"resume: RUN must {rule}; got {run_dir}; resume it by {other}")
+    return config, run_dir
 
 
 def section(options: Namespace, name: str) -> dict[str, Any]:
@@ -87,36 +87,3 @@ def patterns(value: str | Sequence[str]) -> tuple[str, ...]:
     """("a", "b") from "a,b" or a list."""
     words = value.split(",") if isinstance(value, str) else value
     return tuple(word.strip() for word in words if word.strip())
-
-
-def hint(word: str, known: Sequence[str]) -> str:
-    """ "; did you mean ...?" if something known is close, else nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _in_our_words(verb: str, message: str, known: Sequence[str]) -> str:
-    """The parser's message as `<option> must <rule>; got <value>`."""
-    words = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments: (\S+)|Option '([^']*)' is not accepted", words)
-    if unknown:
-        word = unknown[1] or "--" + unknown[2]
-        close = hint(word.split("=")[0], known)
-        return f"options must be among those of pyfast {verb} --help; got {word!r}{close}"
-    value = re.search(r'Parser key "([^"]+)": (.*?)\.? (?:Got|Given) value: (.*)', words)
-    if value:
-        return f"{value[1]} must be {_rule(value[2])}; got {value[3]}"
-    file = re.search(r'Parser key "config": (.*)|Problems parsing (config.*)|(Unexpected.*)', words)
-    if file:
-        return f"--config must be a YAML file of options; got {file[1] or file[2] or file[3]}"
-    return words
-
-
-def _rule(words: str) -> str:
-    """`Expected a <class 'float'>` and its like as `a number`."""
-    choices = re.search(r"Literal\[(.*?)\]", words)
-    if choices:
-        return "one of " + choices[1].replace("'", "")
-    subtypes = re.search(r"Subtypes: \[(.*?)\]", words)
-    names = dict.fromkeys(re.findall(r"<class '(\w+)'>", subtypes[1] if subtypes else words))
-    return " or ".join(_TYPES.get(name, "null") for name in names) or words

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,14 @@ def evaluate(run: str, data: str | None = None, as_json: bool = False) -> None:
 
 def generate(run: str, prompt: str, **settings: Any) -> None:
     """Print the prompt and its continuation while it is made; "-" reads the prompt from stdin."""
-    prompt = sys.stdin.read() if prompt == "-" else prompt
-    sys.stdout.write(prompt)
-    for piece in continuation(run, prompt, **settings):
+    try:
+        prompt = sys.stdin.read() if prompt == "-" else prompt
+        prompt.encode()  # what a terminal could not decode arrives as lone surrogates
+    except UnicodeError:
+        raise ValueError("generate: prompt must be UTF-8 text; got other bytes") from None
+    pieces = continuation(run, prompt, **settings)
+    sys.stdout.write(prompt)  # after everything that can be refused
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -80,7 +85,10 @@ def generate(run: str, prompt: str, **settings: Any) -> None:
 def continuation(
     run: str | Path, prompt: str, max_new_tokens: int | None = None, **settings: Any
 ) -> Iterator[str]:
-    """The text after `prompt`, piece by piece; settings are those of `models.stream`."""
+    """The text after `prompt`, piece by piece; settings are those of `models.stream`.
+
+    Raises ValueError or FileNotFoundError at once where the run or a setting cannot be used.
+    """
     run = Path(run).expanduser()
     model = models.load(run).eval()
     if isinstance(model, models.SequenceClassifier):
@@ -91,10 +99,23 @@ def continuation(
     if not ids and end is None:
         raise ValueError("generate: prompt must not be empty for this tokenizer; got ''")
     tokens = torch.tensor([ids or [end]])  # [1, T]; a document begins after the end of another
+    vocab_size = model.config.vocab_size
+    if int(tokens.max()) >= vocab_size:
+        raise ValueError(
+            f"generate: tokenizer.json of {run} must give tokens below {vocab_size}, the model's; "
+            f"got {int(tokens.max())}"
+        )
     if max_new_tokens is None:
         max_new_tokens = max(min(_DEFAULT_NEW_TOKENS, model.max_positions - tokens.shape[1]), 1)
-    decoder = DecodeStream(ids=ids, skip_special_tokens=True)
-    for column in models.stream(model, tokens, max_new_tokens, stop_token=end, **settings):
+    columns = models.stream(model, tokens, max_new_tokens, stop_token=end, **settings)
+    return _pieces(columns, tokenizer, DecodeStream(ids=ids, skip_special_tokens=True))
+
+
+def _pieces(
+    columns: Iterable[torch.Tensor], tokenizer: Any, decoder: DecodeStream
+) -> Iterator[str]:
+    """The text of tokens [1], as soon as they make up whole characters."""
+    for column in columns:
         piece = decoder.step(tokenizer, int(column))
         if piece:
             yield piece

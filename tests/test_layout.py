@@ -34,7 +34,7 @@ FLOORS = (
     {"nn", "optim", "optim_amp", "optim_plan", "recompute"},
     {"models"},
     {"train"},
-    {"doctor", "options", "tune", "verbs", "cli", "__main__"},
+    {"doctor", "options", "tune", "usage", "verbs", "cli", "__main__"},
 )
 RANK = {name: rank for rank, floor in enumerate(FLOORS) for name in floor}
 

@@ -47,8 +47,12 @@ def stream(
     among the `top_k` likeliest tokens and the smallest set whose probability reaches `top_p`
     (Holtzman et al., 2020). The same `seed` gives the same tokens; None uses torch's global
     generator. A row that produced `stop_token` repeats it, and the stream ends when all rows have.
+
+    Raises ValueError at once, before the first token is asked for, for settings out of range.
     """
     _expect_settings(model, tokens, max_new_tokens, temperature, top_k, top_p)
+    if seed is not None and not -(2**63) <= seed < 2**64:  # as of torch.Generator.manual_seed
+        raise ValueError(f"generate: seed must be in [-2**63, 2**64) or None; got {seed}")
     return _stream(model, tokens, max_new_tokens, temperature, top_k, top_p, seed, stop_token)
 
 

@@ -131,13 +131,21 @@ class Classification:
         self.fingerprint = digest.hexdigest()
 
     def _tokens(self, examples: Sequence[Example]) -> LabelledTokens:
-        return LabelledTokens(
+        tokens = LabelledTokens(
             examples,
             self.tokenizer,
             self.label_names,
             self.model_config.max_positions,
             self.pad_token_id,
         )
+        limit = self.model_config.vocab_size
+        highest = max(int(row.max()) for row in tokens.rows)
+        if highest >= limit:
+            raise ValueError(
+                f"classify: the tokenizer must give tokens below {limit}, those of {self.source}; "
+                f"got {highest}"
+            )
+        return tokens
 
     def build_model(self) -> nn.Module:
         """The float32 classifier at step 0; its head is drawn from torch's generator."""

@@ -26,7 +26,7 @@ def usable_device(name: str) -> torch.device:
     """The device of that name; ValueError if torch does not know it or cannot reach it."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros((), device=device).item()  # "meta" makes tensors, but no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"train: run.device must be usable here; got {name}: {reason}") from None
