@@ -41,6 +41,7 @@ def test_fit_gives_the_same_bits_twice(tmp_path, data, threads):
     assert numbers(tmp_path / "a") != numbers(tmp_path / "c")
 
 
+@pytest.mark.little_work  # as the other process, which has no conftest
 def test_fit_killed_at_any_moment_resumes_to_the_same_bits(tmp_path, data):
     settings = {
         "gpt": {},
