@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyfast import models
 from pyfast.tolerance import assert_as_good_as_torch
@@ -204,6 +205,36 @@ def test_loss_ignores_minus_100_and_reduces_as_asked():
     ):
         loss = model.loss(TOKENS, targets, reduction=reduction).detach()
         torch.testing.assert_close(loss, expected)
+
+
+class Results(TorchDispatchMode):
+    """Torch's operators that run, and how many rows each makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dim():
+            self.rows.append((func.name().split(".")[0], len(out)))
+        return out
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama-tied"])
+def test_tied_embedding_takes_gradients_of_its_used_rows_alone(case, tmp_path):
+    hugging_face(case).save_pretrained(tmp_path)
+    model = models.load(tmp_path)
+    weight = model.body.token_embedding.weight
+    with Results() as made:
+        ours = torch.autograd.grad(model.loss(TOKENS, TARGETS), weight)[0]
+    embedding = [rows for name, rows in made.rows if name == "aten::embedding_dense_backward"]
+    assert embedding == [len(TOKENS.unique())] and embedding[0] < len(weight)
+    logits = model.hidden(TOKENS) @ weight.T
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TARGETS.flatten())
+    torch.testing.assert_close(ours, torch.autograd.grad(loss, weight)[0])
+    alone = torch.autograd.grad(model.hidden(TOKENS).sum(), weight)[0]
+    assert ours.layout == alone.layout == torch.strided  # a sparse one would reach no optimizer
 
 
 @pytest.mark.parametrize("build", ["gpt2", "llama"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class CausalLM(torch.nn.Module):
 
     @property
     def body(self) -> torch.nn.Module:
-        """Embeddings, blocks and the final norm: body(tokens, cache) -> [B, T, C]."""
+        """Embeddings, blocks and the final norm: body(tokens, cache, ...) -> [B, T, C]."""
         return getattr(self, self.body_name)
 
     @property
@@ -53,6 +53,9 @@ class CausalLM(torch.nn.Module):
         With a `cache`, tokens continue what it holds and are appended to it (use under no_grad).
         Raises ValueError for tokens that are too long, out of range or do not fit the cache.
         """
+        return self._hidden(tokens, cache, under_tied_head=False)
+
+    def _hidden(self, tokens: Tensor, cache: KVCache | None, under_tied_head: bool) -> Tensor:
         if tokens.dim() != 2:
             raise ValueError(f"model: tokens must be [B, T]; got {list(tokens.shape)}")
         if tokens.dtype != torch.int64:
@@ -65,21 +68,22 @@ class CausalLM(torch.nn.Module):
             )
         if cache is not None:
             cache.expect_room(tokens)
-        out = self.body(tokens, cache)
+        out = self.body(tokens, cache, under_tied_head)
         if cache is not None:
             cache.used += tokens.shape[1]
         return out
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens [B, T] int64 -> logits [B, T, V]."""
-        return pyfast.linear_act(self.hidden(tokens, cache), self.head_weight)
+        hidden = self._hidden(tokens, cache, self.config.tie_word_embeddings)
+        return pyfast.linear_act(hidden, self.head_weight)
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross entropy of targets [B, T] (-100: ignored) as float32; the logits never exist whole.
 
         reduction: "mean" over the targets that count, "sum", or "none" for [B, T].
         """
-        hidden = self.hidden(tokens)
+        hidden = self._hidden(tokens, None, self.config.tie_word_embeddings)
         return pyfast.linear_cross_entropy(
             hidden,
             self.head_weight,
@@ -103,10 +107,39 @@ class CausalLM(torch.nn.Module):
                 param.zero_()
 
 
-def embed(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Rows of weight [V, C]: tokens [B, T] -> [B, T, C]."""
+def embed(tokens: Tensor, weight: Tensor, under_tied_head: bool) -> Tensor:
+    """Rows of weight [V, C]: tokens [B, T] -> [B, T, C].
+
+    Under a head of the same weight, which has a gradient of its own, that of the rows used is
+    added to it by autograd, and no matrix [V, C] is filled with zeros for them. Not on a GPU,
+    which would have to wait for the number of the rows.
+    """
+    rows_alone = under_tied_head and weight.is_cpu and type(weight) is torch.nn.Parameter
     try:
+        if rows_alone and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _Rows.apply(tokens, weight)
         return F.embedding(tokens, weight)
     except IndexError:
         got = f"{int(tokens.min())}..{int(tokens.max())}"
         raise ValueError(f"model: tokens must be in 0..{len(weight) - 1}; got {got}") from None
+
+
+class _Rows(torch.autograd.Function):
+    """F.embedding, whose gradient is sparse: each used row once, added up in the order of tokens.
+
+    F.embedding(sparse=True) leaves the order to torch, which takes another for other threads.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.shape = weight.shape
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        used, place = torch.unique(ctx.saved_tensors[0], return_inverse=True)
+        rows = torch.ops.aten.embedding_dense_backward(grad, place, len(used), -1, False)
+        return None, torch.sparse_coo_tensor(
+            used[None], rows, ctx.shape, is_coalesced=True, check_invariants=False
+        )

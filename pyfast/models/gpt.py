@@ -84,10 +84,12 @@ class GPTBody(torch.nn.Module):
     def token_embedding(self) -> torch.nn.Embedding:
         return self.wte
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, under_tied_head: bool = False
+    ) -> Tensor:
         past = 0 if cache is None else cache.used
         positions = self.wpe.weight[past : past + tokens.shape[1]]  # [T, C]
-        stream, branch = embed(tokens, self.wte.weight) + positions, None
+        stream, branch = embed(tokens, self.wte.weight, under_tied_head) + positions, None
         for layer, block in enumerate(self.h):
             stream, branch = block(stream, branch, cache, layer)
         return self.ln_f(branch, residual=stream)[1]

@@ -83,10 +83,12 @@ class LlamaBody(torch.nn.Module):
     def token_embedding(self) -> torch.nn.Embedding:
         return self.embed_tokens
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, under_tied_head: bool = False
+    ) -> Tensor:
         past = 0 if cache is None else cache.used
         rotation = self.rotary.rows(past, past + tokens.shape[1], tokens.device)
-        stream, branch = embed(tokens, self.embed_tokens.weight), None
+        stream, branch = embed(tokens, self.embed_tokens.weight, under_tied_head), None
         for layer, block in enumerate(self.layers):
             stream, branch = block(stream, branch, rotation, cache, layer)
         return self.norm(branch, residual=stream)[1]
