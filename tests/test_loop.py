@@ -137,13 +137,13 @@ def test_fit_init_from_starts_where_the_other_run_ended(tmp_path, data):
 
 
 def test_fit_patience_stops_and_keeps_the_best(tmp_path, data, monkeypatch):
-    losses = iter([5.0, 4.0, 3.0, 3.5, 3.1, 9.0])
+    losses = iter([5.0, 4.0, 4.5, 3.0, 3.5, 3.1, 9.0])  # a new best starts the count anew
     monkeypatch.setattr(LanguageModelling, "validate", lambda *_: {"loss": next(losses)})
     settings = {"run_patience": 2, "run_val_every": 2, "run_keep_last": 1, "run_steps": 100}
     result = fit(tiny_config(data, tmp_path / "run", run_save_every=1, **settings))
-    assert result.history[-1]["step"] == 8
-    assert (result.step, result.val_loss) == (4, 3.0)
-    kept = (tmp_path / "run" / "checkpoint-4" / "model.safetensors").read_bytes()
+    assert result.history[-1]["step"] == 10
+    assert (result.step, result.val_loss) == (6, 3.0)
+    kept = (tmp_path / "run" / "checkpoint-6" / "model.safetensors").read_bytes()
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
 
 

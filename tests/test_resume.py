@@ -92,6 +92,20 @@ def test_fit_resumes_where_it_was_interrupted(tmp_path, data, monkeypatch):
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
 
 
+def test_fit_resumed_remembers_its_best_and_its_patience(tmp_path, data, monkeypatch):
+    losses = iter([5.0, 4.0, 3.0, 3.5, 3.1])  # of steps 0, 2, 4, 6 and, resumed, 8
+    monkeypatch.setattr(LanguageModelling, "validate", lambda *_: {"loss": next(losses)})
+    settings = {"run_patience": 2, "run_val_every": 2, "run_steps": 100}
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModelling, "batch", _signalling(LanguageModelling.batch, at=6))
+        with pytest.raises(KeyboardInterrupt):
+            fit(tiny_config(data, tmp_path / "run", **settings))
+    before = json.loads((tmp_path / "run" / "checkpoint-7" / "state.json").read_text())["seconds"]
+    result = fit(tiny_config(data, tmp_path / "run", run_resume=True, **settings))
+    assert (result.step, result.val_loss, result.history[-1]["step"]) == (4, 3.0, 8)
+    assert result.history[-1]["seconds"] > before > 0.0  # the time limit counts all sessions
+
+
 def _signalling(batch, at):
     def batch_and_signal(task, step):
         if step == at:

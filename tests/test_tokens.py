@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pyfast.data import tokens
+from pyfast.data import text, tokens
 from pyfast.data.tokens import END_OF_TEXT, load_tokens, read_tokenizer, window_starts, windows
 from tests.small_fit import write_text
 
@@ -139,3 +139,27 @@ def test_windows_targets_are_one_token_ahead():
     batch = windows(data, [0, 39_990], 4)
     assert batch["tokens"].tolist() == [[0, 1, 2, 3], [39990, 39991, 39992, 39993]]
     assert (batch["targets"] - batch["tokens"]).unique().tolist() == [1]
+
+
+def test_window_starts_deal_each_epoch_anew():
+    context, count = 8, 97
+    length = (count + 1) * context + 1
+    epochs = [window_starts(length, context, 5, epoch * count, count) for epoch in range(3)]
+    orders = [tuple(start // context for start in starts) for starts in epochs]
+    shifts = {starts[0] % context for starts in epochs}
+    assert len(set(orders)) == 3 and len(shifts) > 1
+
+
+def test_tokens_end_each_document_once_however_many_blocks_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "BLOCK_BYTES", 64)
+    folder = write_text(tmp_path / "text", documents=2)
+    data = load(folder)
+    end = read_tokenizer(data.tokenizer_file).token_to_id(END_OF_TEXT)
+    for part in (data.train, data.val):
+        assert (part == end).sum() == 1 and part[-1] == end
+
+
+def test_tokens_of_another_split_are_not_those_in_the_cache(tmp_path):
+    folder = write_text(tmp_path / "text", documents=1)
+    less, more = (load(folder, val_fraction=fraction) for fraction in (0.1, 0.5))
+    assert len(more.val) > 3 * len(less.val)
