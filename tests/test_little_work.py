@@ -1,10 +1,13 @@
 """What `auto` leaves to torch's own operators: little work, in torch's words and our errors."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 import pyfast
 from pyfast import backend
+from tests.run_case import Recorder
 
 pytestmark = pytest.mark.skipif(backend.extension() is None, reason="pyfast._C is not built")
 
@@ -97,3 +100,48 @@ def test_little_cross_entropies_have_few_rows(dtype: torch.dtype) -> None:
         node = pyfast.cross_entropy(x, torch.zeros(rows, dtype=torch.int64)).grad_fn
         names = [node.name(), *(n.name() for n, _ in node.next_functions if n)]
         assert formula in names
+
+
+@pytest.mark.little_work
+def test_little_work_broadcasts_nothing_that_a_kernel_would_refuse() -> None:
+    x, targets = torch.ones(2, 3), torch.zeros(6, dtype=torch.int64)
+    with pytest.raises(ValueError, match="linear_act: bias must be"):
+        pyfast.linear_act(x, torch.ones(4, 3), torch.ones(1))
+    with pytest.raises(ValueError, match="layer_norm: residual must be"):
+        pyfast.layer_norm(x, (3,), residual=torch.ones(3))
+    with pytest.raises(ValueError, match="linear_cross_entropy: target must be"):
+        pyfast.linear_cross_entropy(torch.ones(2, 3, 4), torch.ones(5, 4), targets)
+    with pytest.raises(ValueError, match="linear_glu: up_weight must be"):
+        pyfast.linear_glu(x, torch.ones(4, 3), torch.ones(1, 3))
+
+
+def runs_a_kernel(function: Callable[[], torch.Tensor]) -> bool:
+    recorder = Recorder()
+    with recorder:
+        function()
+    return bool(recorder.calls)
+
+
+@pytest.mark.little_work
+def test_little_work_ends_where_it_was_measured_to() -> None:
+    threads = torch.get_num_threads()
+    rows, classes = torch.ones(1024, 4), torch.ones(1024, 4)  # little work, but 4 MB of logits
+    targets = torch.zeros(1024, dtype=torch.int64)
+    assert runs_a_kernel(lambda: pyfast.linear_cross_entropy(rows, classes, targets))
+    assert not runs_a_kernel(
+        lambda: pyfast.linear_cross_entropy(rows[:256], classes, targets[:256])
+    )
+    x, weight = torch.ones(128, 128), torch.ones(128, 128)  # 2**21 multiply-adds
+    wide = torch.ones(129, 128)
+    try:
+        torch.set_num_threads(2)
+        assert not runs_a_kernel(lambda: pyfast.linear_act(x, weight))
+        assert runs_a_kernel(lambda: pyfast.linear_act(x, wide))
+        torch.set_num_threads(1)
+        assert not runs_a_kernel(lambda: pyfast.linear_act(x, torch.ones(512, 128)))
+        assert runs_a_kernel(lambda: pyfast.linear_act(x, torch.ones(513, 128)))
+    finally:
+        torch.set_num_threads(threads)
+    with torch.no_grad():  # where a call of ours costs less
+        assert runs_a_kernel(lambda: pyfast.linear_glu(x, weight, weight))
+    assert not runs_a_kernel(lambda: pyfast.linear_glu(x.requires_grad_(), weight, weight))
