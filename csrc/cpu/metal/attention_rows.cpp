@@ -1,92 +1,11 @@
 // Attention of a few queries, as in decoding: bound by reading keys and values, so nothing is packed.
 // A worker reads a run of keys of one key head for all queries that use it; the runs are merged in order.
-#include "attention_strips.h"
+#include "attention_few.h"
 
 namespace pyfast {
 namespace {
 
 constexpr int64_t kGrainElements = 1 << 15;   // keys and values read by a thread at least
-constexpr int64_t kRowQueries = 12;           // of a head, that make no strip
-
-// Queries that read a key together: more, and their sums would not fit into registers.
-template <class A> constexpr int64_t kTogether = min_of(4, kLanes<A>);
-
-// s[i][key] = q[i] . k[key] for kQueries queries, `stride` apart in q, and as many keys at a time as fill a vector with
-// the products: these are added up across lanes together. May write a vector more than `keys`.
-template <int64_t kQueries, class T, class A>
-void dot_keys(const A* q, int64_t q_stride, const T* k, int64_t stride, int64_t keys, int64_t size, A* s,
-              int64_t s_stride) {
-  constexpr int64_t n = kLanes<A>, kKeys = n / kQueries;
-  for (int64_t key = 0; key < keys; key += kKeys) {
-    Vec<A> sum[n] = {};
-    const T* row[kKeys];
-    for (int64_t j = 0; j < kKeys; ++j) row[j] = k + min_of(key + j, keys - 1) * stride;
-    if constexpr (kQueries == 1) {   // row by row, as they lie in memory
-      for (int64_t j = 0; j < kKeys; ++j)
-        sweep<A>(size, [&](auto lanes, int64_t d) { sum[j] += lanes.load(q + d) * lanes.load(row[j] + d); });
-    } else {
-      sweep<A>(size, [&](auto lanes, int64_t d) {
-        Vec<A> of_key[kKeys];
-#pragma GCC unroll 16
-        for (int64_t j = 0; j < kKeys; ++j) of_key[j] = lanes.load(row[j] + d);
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < kQueries; ++i) {
-          const Vec<A> of_query = lanes.load(q + i * q_stride + d);
-#pragma GCC unroll 16
-          for (int64_t j = 0; j < kKeys; ++j) sum[i * kKeys + j] += of_query * of_key[j];
-        }
-      });
-    }
-    alignas(64) A sums[n];
-    store(sums, sum_each(sum));
-    for (int64_t i = 0; i < kQueries; ++i)
-      __builtin_memcpy(s + i * s_stride + key, sums + i * kKeys, sizeof(A) * kKeys);
-  }
-}
-
-// out[i] = sum over keys of p[i][key] v[key].
-template <int64_t kQueries, class T, class A>
-void add_values(const A* p, int64_t p_stride, const T* v, int64_t stride, int64_t keys, int64_t size, A* out,
-                int64_t out_stride) {
-  constexpr int64_t n = kLanes<A>, kVectors = kQueries == 1 || kVectorBytes == 64 ? 4 : 2;
-  int64_t d = 0;
-  for (; d + kVectors * n <= size; d += kVectors * n) {
-    Vec<A> sum[kQueries][kVectors] = {};
-    for (int64_t key = 0; key < keys; ++key) {
-      Vec<A> value[kVectors];
-#pragma GCC unroll 4
-      for (int64_t j = 0; j < kVectors; ++j) value[j] = load(v + key * stride + d + j * n);
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < kQueries; ++i) {
-        const Vec<A> weight = splat(p[i * p_stride + key]);
-#pragma GCC unroll 4
-        for (int64_t j = 0; j < kVectors; ++j) sum[i][j] += weight * value[j];
-      }
-    }
-    for (int64_t i = 0; i < kQueries; ++i)
-      for (int64_t j = 0; j < kVectors; ++j) store(out + i * out_stride + d + j * n, sum[i][j]);
-  }
-  sweep<A>(size - d, [&](auto lanes, int64_t j) {
-    Vec<A> sum[kQueries] = {};
-    for (int64_t key = 0; key < keys; ++key) {
-      const Vec<A> value = lanes.load(v + key * stride + d + j);
-      for (int64_t i = 0; i < kQueries; ++i) sum[i] += p[i * p_stride + key] * value;
-    }
-    for (int64_t i = 0; i < kQueries; ++i) lanes.store(out + i * out_stride + d + j, sum[i]);
-  });
-}
-
-template <class T, class A>
-void add_mask(const AttentionArgs& a, const Tile& t, A* s) {
-  const AttentionMask& m = a.mask;
-  const int64_t at = t.batch * m.batch + t.head * m.head + t.query * m.query + t.key * m.key;
-  const auto add = [&](const auto* mask) {
-    for (int64_t key = 0; key < t.keys; ++key) s[key] += A(load_one(mask + at + key * m.key));
-  };
-  if (m.kind == MaskKind::boolean) add(static_cast<const Flag*>(m.data));
-  else if (m.kind == MaskKind::float32) add(static_cast<const float*>(m.data));
-  else if (m.kind == MaskKind::same) add(static_cast<const T*>(m.data));
-}
 
 // kQueries queries of one head, or the t.queries there are of them, against a run of keys: partial = [peak, total, sum
 // of e^(s - peak) v].
@@ -119,9 +38,10 @@ void partial_rows(const AttentionArgs& a, const Tile& t, A* partial, int64_t str
   }
   A* out = partial + 2;
   const T* v = at<const T>(a.v, t.batch, kv_head, t.key);
-  if (t.queries == kQueries) return add_values<kQueries>(s, run, v, a.v.time, t.keys, a.value_size, out, stride);
+  if (t.queries == kQueries) 
+    return add_values<kQueries>(s, run, v, a.v.time, t.keys, a.value_size, out, stride, false);
   for (int64_t i = 0; i < t.queries; ++i)
-    add_values<1>(s + i * run, run, v, a.v.time, t.keys, a.value_size, out + i * stride, stride);
+    add_values<1>(s + i * run, run, v, a.v.time, t.keys, a.value_size, out + i * stride, stride, false);
 }
 
 // The queries from `query` on of all heads of a group.
@@ -132,7 +52,7 @@ void partial_group(const AttentionArgs& a, int64_t b, int64_t kv_head, int64_t s
   const int64_t width = a.value_size + 2, stride = splits * width;
   for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h)
     for (int64_t i = query, count; i < a.queries; i += count) {
-      count = a.queries - i < 3 ? min_of(2, a.queries - i) : min_of(most, a.queries - i);
+      count = taken_together<A>(a.queries - i);
       Tile t{b, h, i, count, first, 0};
       t.keys = seen_by(a, t, first, last);
       A* partial = static_cast<A*>(a.partials) + ((b * a.heads + h) * a.queries + i) * stride + split * width;
@@ -142,11 +62,9 @@ void partial_group(const AttentionArgs& a, int64_t b, int64_t kv_head, int64_t s
     }
 }
 
-// A strip of few queries takes longer than they do without it.
 template <class T, class A>
 void partial_run(const AttentionArgs& a, int64_t b, int64_t kv_head, int64_t split, int64_t splits) {
-  const int64_t rest = a.queries % kLanes<A>, rows = rest <= kLanes<A> * 3 / 4 ? rest : 0;
-  const int64_t in_strips = a.queries <= kRowQueries ? 0 : a.queries - rows;
+  const int64_t in_strips = queries_in_strips<A>(a);
   if (in_strips) partial_group_of_strips<T, A>(a, in_strips, b, kv_head, split, splits);
   partial_group<T, A>(a, b, kv_head, split, splits, in_strips);
 }

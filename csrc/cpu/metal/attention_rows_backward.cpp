@@ -1,7 +1,7 @@
 // Gradients of attention for a few queries: bound by reading keys and values and writing their gradients, so nothing
-// of those is packed. A worker takes a run of keys of one key head past all strips of queries that use it. It owns the
-// gradients of its keys; its sums for dQ are partial, and added up in the order of the runs.
-#include "attention_strips.h"
+// of those is packed. A worker takes a run of keys of one key head past all strips and rows of queries that use it. It
+// owns the gradients of its keys; its sums for dQ are partial, and added up in the order of the runs.
+#include "attention_few_gradient.h"
 
 namespace pyfast {
 namespace {
@@ -18,13 +18,14 @@ template <class A>
 struct GradientBuffers {
   using Core = StripCore<A>;
   A *k, *v, *dk, *dv, *scores, *dscores, *bias, *strips;
+  RowBuffers<A> rows;
 
-  GradientBuffers(Carver& c, const AttentionArgs& a, int64_t count)
+  GradientBuffers(Carver& c, const AttentionArgs& a, int64_t count, int64_t slots)
       : k(c.take<A>(kLineKeys * kLine<A>)), v(c.take<A>(kLineKeys * kLine<A>)), dk(c.take<A>(kLineKeys * kLine<A>)),
         dv(c.take<A>(kLineKeys * kLine<A>)), scores(c.take<A>(kLineKeys * kLanes<A>)),
         dscores(c.take<A>(kLineKeys * kLanes<A>)),
         bias(c.take<A>(a.mask.kind == MaskKind::none ? 0 : kLineKeys * kLanes<A>)),
-        strips(c.take<A>(count * strip_size(a))) {}
+        strips(c.take<A>(count * strip_size(a))), rows(c, a, slots) {}
 
   static int64_t high(int64_t features) { return round_up(features, Core::kRows) * kLanes<A>; }
   static int64_t strip_size(const AttentionArgs& a) {
@@ -101,42 +102,72 @@ void store_lines(const Heads<void>& to, int64_t b, int64_t head, int64_t key, in
   }
 }
 
+// All strips against the copied keys; false if none sees one.
+template <class T, class A>
+bool strips_gradient(const AttentionArgs& a, int64_t in_strips, int64_t b, int64_t kv_head, int64_t key, int64_t keys,
+                     const GradientBuffers<A>& own) {
+  const int64_t count = strip_count<A>(a, in_strips);
+  if (count == 0) return false;
+  copy_lines(own.k, at<const T>(a.k, b, kv_head, key), a.k.time, keys, a.size);
+  copy_lines(own.v, at<const T>(a.v, b, kv_head, key), a.v.time, keys, a.value_size);
+  bool touched = false;
+  for (int64_t i = 0; i < count; ++i) {
+    Tile t = strip_of<A>(a, in_strips, b, kv_head, i);
+    t.key = key, t.keys = seen_by(a, t, key, key + keys);
+    if (t.keys == 0) continue;
+    strip_gradient(a, t, keys, own.strip(a, i), own, !touched);
+    touched = true;
+  }
+  return touched;
+}
+
+// The sums for dQ of this run of keys.
+template <class A>
+void store_partials(const AttentionArgs& a, int64_t in_strips, int64_t b, int64_t kv_head, int64_t split,
+                    int64_t splits, const GradientBuffers<A>& own) {
+  const int64_t stride = splits * a.size;
+  const auto to = [&](int64_t head, int64_t query) {
+    return static_cast<A*>(a.partials) + ((b * a.heads + head) * a.queries + query) * stride + split * a.size;
+  };
+  alignas(64) A one[kLanes<A>];
+  for (A& x : one) x = 1;
+  for (int64_t i = 0; i < strip_count<A>(a, in_strips); ++i) {
+    const Tile t = strip_of<A>(a, in_strips, b, kv_head, i);
+    store_transposed<StripCore<A>>(own.strip(a, i).dq, one, to(t.head, t.query), stride, t.queries, a.size);
+  }
+  each_row_group<A>(a, kv_head, in_strips, [&](const RowGroup& rows) {
+    for (int64_t i = 0; i < rows.queries; ++i)
+      __builtin_memcpy(to(rows.head, rows.query + i), own.rows.dq + (rows.slot + i) * own.rows.wide,
+                       size_t(a.size) * sizeof(A));
+  });
+}
+
 template <class T, class A>
 void gradient_run(const AttentionBackwardArgs& g, int64_t b, int64_t kv_head, int64_t split, int64_t splits) {
-  using Core = StripCore<A>;
   const AttentionArgs& a = g.forward;
   const int64_t first = split * a.keys / splits, last = (split + 1) * a.keys / splits;
-  const int64_t count = strip_count<A>(a, a.queries);
-  const auto own = carve<GradientBuffers<A>>(a, count);
+  const int64_t in_strips = queries_in_strips<A>(a), count = strip_count<A>(a, in_strips);
+  const auto own = carve<GradientBuffers<A>>(a, count, slots_of_group<A>(a, in_strips));
   for (int64_t i = 0; i < count; ++i) {
     const auto strip = own.strip(a, i);
-    load_strip<T>(g, strip_of<A>(a, a.queries, b, kv_head, i), strip, own.dk);
+    load_strip<T>(g, strip_of<A>(a, in_strips, b, kv_head, i), strip, own.dk);
     __builtin_memset(strip.dq, 0, size_t(own.high(a.size)) * sizeof(A));
   }
+  each_row_group<A>(a, kv_head, in_strips, [&](const RowGroup& rows) { load_rows<T>(g, b, rows, own.rows); });
   for (int64_t key = first; key < last; key += kLineKeys) {
     const int64_t keys = min_of(kLineKeys, last - key);
-    copy_lines(own.k, at<const T>(a.k, b, kv_head, key), a.k.time, keys, a.size);
-    copy_lines(own.v, at<const T>(a.v, b, kv_head, key), a.v.time, keys, a.value_size);
-    bool untouched = true;
-    for (int64_t i = 0; i < count; ++i) {
-      Tile t = strip_of<A>(a, a.queries, b, kv_head, i);
-      t.key = key, t.keys = seen_by(a, t, key, key + keys);
-      if (t.keys == 0) continue;
-      strip_gradient(a, t, keys, own.strip(a, i), own, untouched);
-      untouched = false;
-    }
-    if (untouched)
+    bool touched = strips_gradient<T>(a, in_strips, b, kv_head, key, keys, own);
+    each_row_group<A>(a, kv_head, in_strips, [&](const RowGroup& rows) {
+      if (seen_by(a, {b, rows.head, rows.query, rows.queries, 0, 0}, key, key + keys) == 0) return;
+      rows_gradient<T>(g, rows, b, key, keys, own.rows, own.dk, own.dv, !touched);
+      touched = true;
+    });
+    if (!touched)
       for (A* sum : {own.dk, own.dv}) __builtin_memset(sum, 0, size_t(keys * kLine<A>) * sizeof(A));
     store_lines<T>(g.grad_k, b, kv_head, key, keys, a.size, own.dk, A(a.scale));
     store_lines<T>(g.grad_v, b, kv_head, key, keys, a.value_size, own.dv, A(1));
   }
-  alignas(64) A one[kLanes<A>];
-  for (A& x : one) x = 1;
-  for (int64_t i = 0; i < count; ++i) {
-    const Tile t = strip_of<A>(a, a.queries, b, kv_head, i);
-    A* to = static_cast<A*>(a.partials) + (((b * a.heads + t.head) * a.queries + t.query) * splits + split) * a.size;
-    store_transposed<Core>(own.strip(a, i).dq, one, to, splits * a.size, t.queries, a.size);
-  }
+  store_partials(a, in_strips, b, kv_head, split, splits, own);
 }
 
 template <class T, class A>
