@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyfast.optim_amp import SkippedSteps, unscale
-from pyfast.optim_plan import Numbers, Plan, expect_settings, run
+from pyfast.optim_plan import Numbers, Plan, expect_settings, is_sharded, run
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -19,11 +19,12 @@ class AdamW(torch.optim.AdamW):
 
     Parameters may be float32, float64, bfloat16 or float16, in any mixture; 16-bit ones keep a
     float32 master copy and float32 moments, and follow the master: load weights before the first
-    step. `foreach` is accepted and changes nothing. With `fused=True` torch.amp.GradScaler leaves
-    it to `step()` to unscale and to skip, as with torch's: nobody waits for the GPU to tell whether
-    gradients are finite; a step that was skipped is taken back from `state[p]["step"]` when the
-    next one begins. `step()` returns the closure's loss and leaves the global gradient norm (a
-    float32 scalar, after all scaling, before clipping) in `grad_norm`.
+    step. They may be DTensors, as of FSDP2: each process steps on its shards. `foreach` is accepted
+    and changes nothing. With `fused=True` torch.amp.GradScaler leaves it to `step()` to unscale and
+    to skip, as with torch's: nobody waits for the GPU to tell whether gradients are finite; a step
+    that was skipped is taken back from `state[p]["step"]` when the next one begins. `step()`
+    returns the closure's loss and leaves the global gradient norm (a float32 scalar, after all
+    scaling, before clipping) in `grad_norm`.
 
     Args beyond torch's:
         decoupled: False gives Adam with L2 regularisation (`torch.optim.Adam`).
@@ -136,7 +137,7 @@ class AdamW(torch.optim.AdamW):
         if self._scale is not None:
             grads = (p.grad for plan in self._plans for p in plan.params)
             factor *= unscale(grads, self._scale)
-        if len(self._plans) == 1:
+        if len(self._plans) == 1 and not self._plans[0].sharded:
             self.grad_norm = self._run(self._plans[0], numbers, self.max_norm, factor)
         elif self._plans:
             self._step_mixed(numbers, factor)
@@ -165,9 +166,11 @@ class AdamW(torch.optim.AdamW):
         return numbers
 
     def _step_mixed(self, numbers: Numbers, factor: float) -> None:
-        """Parameters that cannot share a call (flags, devices): one each, one norm over all."""
+        """Parameters that cannot share a call (flags, devices), or of which every process has its
+        shards: one call each, one norm over all."""
         grads = [p.grad for plan in self._plans for p in plan.params]
-        norm = torch.nn.utils.get_total_norm(grads).float() * abs(factor)
+        norm = torch.nn.utils.get_total_norm(grads)
+        norm = (norm.full_tensor() if is_sharded(norm) else norm).float() * abs(factor)
         clip = 1.0 if self.max_norm is None else min(1.0, self.max_norm / (float(norm) + 1e-6))
         for plan in self._plans:
             self._run(plan, numbers, None, factor * clip)
@@ -216,6 +219,7 @@ class AdamW(torch.optim.AdamW):
             masters=masters if has_masters else None,
             steps=steps,
             known_masters=[empty if m is None else m for m in masters] if has_masters else [],
+            sharded=any(map(is_sharded, params)),
         )
 
     def _state_of(self, param: Tensor, amsgrad: bool) -> dict[str, Tensor]:

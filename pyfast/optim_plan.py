@@ -28,6 +28,7 @@ class Plan:
     steps: Tensor  # float32 [n]; state[p]["step"] is a view into it, so one add advances them all
     known_masters: list[Tensor]  # the same with an empty tensor for None; or none at all
     numbers: Numbers | None = None  # what `hyper` was made of
+    sharded: bool = False  # params are DTensors, of FSDP2 say: each process steps on its shards
     hyper: Tensor | None = None  # [n, 6], the numbers as `step_checked` takes them
     next_steps: Tensor | None = None  # its last column
 
@@ -58,7 +59,8 @@ def run(
     found_inf: Tensor | None = None,
 ) -> Tensor:
     """One step of a plan; the global gradient norm. `plan.steps` goes up, whatever was found."""
-    if plan.params[0].is_cpu and not backend.uses_reference("adamw_step_", "cpu"):
+    cpu = plan.params[0].is_cpu and not plan.sharded
+    if cpu and not backend.uses_reference("adamw_step_", "cpu"):
         # The door's checks cost more than the step of a small model. Of what they check only the
         # gradients can have changed, and the kernel's own guards see those too.
         grads = [param.grad for param in plan.params]
@@ -86,18 +88,19 @@ def _run_by_door(
     plan: Plan, max_norm: float | None, grad_scale: float, found_inf: Tensor | None
 ) -> Tensor:
     step, *others = steps = (plan.steps + 1).tolist()
+    moments = {name: local(tensors) for name, tensors in plan.moments.items()}
     norm = pyfast.adamw_step_(
-        plan.params,
-        [param.grad for param in plan.params],
-        plan.moments["exp_avg"],
-        plan.moments["exp_avg_sq"],
+        local(plan.params),
+        local([param.grad for param in plan.params]),
+        moments["exp_avg"],
+        moments["exp_avg_sq"],
         step if others.count(step) == len(others) else steps,
         lr=plan.setting("lr"),
         betas=plan.setting("betas", tuple),
         eps=plan.setting("eps"),
         weight_decay=plan.setting("weight_decay"),
-        max_exp_avg_sqs=plan.moments.get("max_exp_avg_sq"),
-        masters=plan.masters,
+        max_exp_avg_sqs=moments.get("max_exp_avg_sq"),
+        masters=None if plan.masters is None else local(plan.masters),
         max_norm=max_norm,
         grad_scale=grad_scale,
         found_inf=found_inf,
@@ -105,6 +108,19 @@ def _run_by_door(
     )
     plan.steps.add_(1)
     return norm
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor; told without the import of torch.distributed.tensor."""
+    return type(tensor) is not Tensor and hasattr(tensor, "to_local")
+
+
+def local(tensors: list[Any]) -> list[Any]:
+    """What this process holds of each: views into the shards of DTensors, the others themselves.
+
+    Made anew in every step, since FSDP may put other memory under a parameter in between.
+    """
+    return [t.to_local() if is_sharded(t) else t for t in tensors]
 
 
 def expect_settings(settings: dict[str, Any], max_norm: float | None, grad_scale: float) -> None:

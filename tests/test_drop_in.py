@@ -18,29 +18,39 @@ from tests.run_case import cotangent
 
 FIRST = [testing.cases(op)[0] for op in backend.OPS]
 CONFIG = models.GPTConfig(vocab_size=61, n_positions=16, n_embd=32, n_layer=2, n_head=2)
-DDP = """
+DISTRIBUTED = """
+import sys
 import torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from pyfast import models, optim
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 config = models.GPTConfig(vocab_size=61, n_positions=16, n_embd=32, n_layer=2, n_head=2)
-model = models.build(config)
-alone = models.build(config)
-alone.load_state_dict(model.state_dict())
+alone, model = models.build(config), models.build(config)
+model.load_state_dict(alone.state_dict())
 both = torch.arange(2 * 4 * 16).view(8, 16) % 61
 mine = both[4 * dist.get_rank():][:4]
-wrapped = DistributedDataParallel(model)
+if sys.argv[1] == "ddp":
+    wrapped = DistributedDataParallel(model)
+else:
+    for block in model.transformer.h:
+        fully_shard(block)
+    wrapped = fully_shard(model)
+norms = []
 for net, tokens in ((wrapped, mine), (alone, both)):
-    optimizer = optim.AdamW(net.parameters(), max_norm=1.0)
+    optimizer = optim.AdamW(net.parameters(), max_norm=0.1)
     for _ in range(2):
         optimizer.zero_grad()
         net(tokens).square().mean().backward()
         optimizer.step()
+    norms.append(optimizer.grad_norm)
+torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
 for (name, one), (_, two) in zip(model.named_parameters(), alone.named_parameters()):
     if not name.endswith("c_attn.bias"):  # half of it has a gradient of noise, which Adam scales up
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+        whole = one.detach().full_tensor() if sys.argv[1] == "fsdp2" else one
+        torch.testing.assert_close(whole, two, rtol=1e-4, atol=1e-4, check_device=False)
 dist.destroy_process_group()
 """
 
@@ -84,14 +94,14 @@ def test_model_works_under_activation_checkpointing(save: str) -> None:
         assert torch.equal(param.grad, expected)
 
 
-def test_ddp_trains_as_one_process_with_both_batches() -> None:
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one_with_both_batches(kind: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--no-python", sys.executable, "-c", DDP],
+        [*command, "--no-python", sys.executable, "-c", DISTRIBUTED, kind],
         capture_output=True,
         text=True,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
