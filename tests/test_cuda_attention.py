@@ -90,9 +90,10 @@ def test_attention_kernels_are_as_good_as_torch(arch, name) -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("gap", [8, 3])
-def test_attention_kernels_read_any_strides(arch, gap) -> None:
-    check(module(arch), operands(B, (2, 2, 2, 20, 70, 16, 16), "", False, gap), order="greedy")
+@pytest.mark.parametrize(("gap", "size"), [(8, 16), (3, 16), (3, 150), (2, 192)])
+def test_attention_kernels_read_any_strides(arch, gap, size) -> None:
+    sizes = (2, 2, 2, 20, 70, size, size) if size == 16 else (1, 2, 1, 70, 70, size, size)
+    check(module(arch), operands(B, sizes, "", False, gap), order="greedy")
 
 
 @pytest.mark.parametrize(
@@ -158,8 +159,7 @@ LOOPS = [
 @pytest.mark.parametrize(("arch", "dtype", "size"), LOOPS, ids=str)
 def test_attention_main_loops_are_lean(arch, dtype, size) -> None:
     """Few integer instructions for a product, no bank conflicts; two products and seven, of nothing
-    but the head's own features, or on sm_80 32 at a time."""
-    features = size if arch == "sm_90a" else -(-size // 32) * 32
+    but the head's own features."""
     runs = []
     for keys in (64, 192):
         call = operands(dtype, (1, 1, 1, 128, keys, size, size))
@@ -170,9 +170,11 @@ def test_attention_main_loops_are_lean(arch, dtype, size) -> None:
         if arch == "sm_90a" and size <= 128 and products == 7:
             continue  # their blocks own 128 keys, of which 64 are less than one
         loop = more(short, long)
-        assert loop["mma_flops"] == products * 2 * 128 * 128 * features
+        assert loop["mma_flops"] == products * 2 * 128 * 128 * size
         integers = loop["integer_instructions"] / (loop["mma_flops"] / 4096)
-        assert integers <= 5  # with edges of blocks
+        # with edges of blocks; sm_80 copies heads of 80 features as those of 128, beside 5/8 of the
+        # products: chunks of 16 bytes are XORed with eight lines, which takes lines of a power of 2
+        assert integers <= (5.1 if (arch, size) == ("sm_80", 80) else 5)
         assert long.bank_factor <= 1.05
 
 
@@ -216,7 +218,6 @@ def test_attention_kernels_compile_to_lean_loops(arch, tmp_path) -> None:
         if "backward" in name:  # an FMA would subtract lse, which is rounded, from what is not
             assert not any(i.name.startswith("FFMA") for i in loop), name
         integers = sum(i.family == "integer" for i in loop)
-        # no GPU should have to take the smaller tiles of sm_90; heads of 80 and of 96 features are
-        # copied as those of 128, beside fewer products
-        most = 8 if arch == "sm_90" else 6 if "Li80E" in name or "Li96E" in name else 4
+        # no GPU should have to take the smaller tiles of sm_90
+        most = 8 if arch == "sm_90" else 4
         assert integers / products <= most, (name, integers, products)

@@ -3,7 +3,7 @@
 // Scores are natural exponents, rounded once, and come to base 2 after the subtraction: one that is its row's peak, or
 // all there is to its log-sum-exp, leaves 0 to the bit, however large it is. The forward pass leaves them products as
 // long as no mask is added, and scales the differences. Features beyond the head's size are zeros in shared memory;
-// products skip them 32 at a time, so that one kernel serves all sizes up to its own.
+// products skip most of them, so that one kernel serves all sizes up to its own.
 #pragma once
 
 #include <algorithm>
@@ -60,7 +60,7 @@ __device__ __forceinline__ void multiply_features(float (&c)[kMi][kNj][4], uint3
     for (int start = 0; start < depth; start += kRun) {
       float part[kMi][kNj][4] = {};
 #pragma unroll 1
-      for (int k = start; k < start + kRun; k += 4) multiply_four<A, B>(part, a, a_row, b, b_row, k);
+      for (int k = start; k < min(start + kRun, depth); k += 4) multiply_four<A, B>(part, a, a_row, b, b_row, k);
 #pragma unroll
       for (int i = 0; i < kMi; ++i)
 #pragma unroll

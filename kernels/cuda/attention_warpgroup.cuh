@@ -23,17 +23,30 @@ struct Panels {
   using Whole = SharedTile<T, Major::depth, kRows, 64 * kCount>;   // the same bytes, where results are stored
   static constexpr int kLeading = mutant(153) ? Panel::kBytes / 2 : Panel::kBytes, kStride = mutant(154) ? 512 : 1024;
 
-  // Copies from row `first` of the head's `rows`; zeros beyond them and beyond `size`.
+  // Copies from row `first` of the head's `rows`; zeros beyond them and beyond `size`. What no asynchronous copy can
+  // take goes chunk by chunk in one loop for all panels: a loop for each would double the code around the products.
   template <int kThreads>
   static __device__ __forceinline__ void copy(uint32_t to, const AttentionHeads& h, const T* head, int first, int rows,
                                               int size) {
+    if (kCount == 1 || h.aligned) {
 #pragma unroll
-    for (int row = 0; row < kRows; row += kLines)
+      for (int row = 0; row < kRows; row += kLines)
 #pragma unroll
-      for (int panel = 0; panel < kCount; ++panel)
-        copy_tile<Panel, kThreads>(to + row / kLines * kBlockBytes + panel * Panel::kBytes,
-                                   head + (first + row) * h.time + 64 * panel, h.time, rows - first - row,
-                                   size - 64 * panel, h.aligned);
+        for (int panel = 0; panel < kCount; ++panel)
+          copy_tile<Panel, kThreads>(to + row / kLines * kBlockBytes + panel * Panel::kBytes,
+                                     head + (first + row) * h.time + 64 * panel, h.time, rows - first - row,
+                                     size - 64 * panel, kCount > 1 || h.aligned);
+    } else {
+      constexpr int kChunks = Panel::kChunks, kAcross = kCount * kChunks;
+#pragma unroll 1
+      for (int i = threadIdx.x; i < kRows * kAcross; i += kThreads) {
+        const int row = i / kAcross, chunk = i % kAcross;
+        const int bytes = first + row < rows ? size * int(sizeof(T)) - chunk * 16 : 0;
+        store_shared(to + row / kLines * kBlockBytes + chunk / kChunks * Panel::kBytes +
+                         Panel::offset(row % kLines, chunk % kChunks),
+                     gather(head + (first + row) * h.time + chunk * Panel::kPack, bytes));
+      }
+    }
   }
 
   // One panel as an operand by depth; two neighbouring ones as an operand over rows, from row `row` on.
