@@ -65,10 +65,11 @@ NORMS = [
     )
 ]
 NORMS += [("layer_norm", 512, 383, F, True), ("rms_norm", 512, 4096, B, False)]
-# Past what the registers of a block hold: rows in shared memory, whole sectors and of any length;
-# backward two launches over strips, which want as many rows of each distance as above.
-NORMS += [("layer_norm", 64, 8224, B, True), ("rms_norm", 96, 16416, H, False)]
-NORMS += [("rms_norm", 256, 4099, F, False), ("rms_norm", 256, 8191, F, True)]
+# Past what the registers of a block hold: rows in shared memory, of whole sectors and of any
+# length; past 16384 columns (24576 in rms_norm) backward is two launches over strips.
+NORMS += [("layer_norm", 64, 8224, B, True), ("rms_norm", 32, 16391, H, False)]
+NORMS += [("rms_norm", 96, 8199, B, False), ("layer_norm", 24, 16383, H, False)]
+NORMS += [("rms_norm", 256, 4099, F, False), ("layer_norm", 40, 8191, F, True)]
 
 
 @pytest.mark.parametrize(("op", "rows", "cols", "dtype", "residual"), NORMS, ids=str)
@@ -104,6 +105,19 @@ def test_long_rows_are_read_once(op, cols, dtype) -> None:
     size = inputs["input"].element_size()
     assert launch.stats.load_bytes <= 1.02 * size * (64 + 2) * cols
     assert launch.stats.sector_efficiency >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("op", "cols", "dtype"), [("layer_norm", 8199, B), ("rms_norm", 16416, H)], ids=str
+)
+def test_gradients_of_long_rows_read_them_once(op, cols, dtype) -> None:
+    """In one launch, of row and grad_out."""
+    case = testing.norm(op, 32, cols)
+    with emulated(90, processors=1, cache_bytes=CACHE) as log, pyfast.using("cuda"):
+        results(case, getattr(pyfast, op), case.inputs(dtype))
+    _, backward, *sums = log
+    assert {launch.name.split("<")[0] for launch in sums} == {"column_sums_kernel"}
+    assert backward.stats.load_bytes <= 1.02 * dtype.itemsize * (2 * 32 + 1) * cols
 
 
 # heads of whole sectors and not; one step of odd lists

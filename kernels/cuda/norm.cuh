@@ -10,6 +10,10 @@ namespace pyfast {
 // must be known of the whole row, the second for what is made with it.
 enum class NormPass { kWhole, kStatistics, kApply };
 
+// Whether there is code of its own for rows of whole packs: not for strips, which few rows need.
+template <NormPass kPass>
+constexpr bool kExactToo = kPass == NormPass::kWhole;
+
 // Where the numbers of a strip's rows are in `strips` [2, strips, rows].
 __device__ __forceinline__ float* strip_row(float* strips, int which, int strip, int64_t rows) {
   return strips + (which * int64_t(gridDim.y) + strip) * rows;
@@ -127,8 +131,11 @@ __global__ void __launch_bounds__(512, 1) norm_forward_kernel(NormCudaArgs a) {
   __shared__ NormStatistics statistics;
   __shared__ typename NormMeetings<false>::Shared meeting;
   const NormMeetings<false> team(meeting);
-  if (a.cols % kPack<T> == 0) norm_forward_rows<T, kElements, kCentred, kPass, true>(a, stage, statistics, team);
-  else norm_forward_rows<T, kElements, kCentred, kPass, false>(a, stage, statistics, team);
+  const auto run = [&](auto exact) {
+    norm_forward_rows<T, kElements, kCentred, kPass, decltype(exact)::value>(a, stage, statistics, team);
+  };
+  if (kExactToo<kPass> && a.cols % kPack<T> == 0) run(std::bool_constant<kExactToo<kPass>>());
+  else run(std::false_type());
 }
 
 }  // namespace pyfast

@@ -52,7 +52,7 @@ struct NormPlan {
   int strips;                   // of a row
   int64_t blocks, rows_each;
   int period;
-  int64_t partials;             // rows of partial sums
+  int64_t partials;             // rows of partial sums, at most
   int lanes = 0;
 };
 
@@ -113,7 +113,8 @@ inline NormPlan norm_plan(int64_t rows, int64_t cols, int64_t itemsize, int proc
   if (each > 32) each = (each + 7) / 8 * 8;
   const int64_t sets = (rows + each * period - 1) / (each * period) * period;   // of rows, one for each team
   const int teams = int(std::min<int64_t>(std::min(kNormWarps / warps, kNormTeams), period));
-  return {elements, warps, teams, strips, sets / teams, each, int(period), sets / teams};
+  const int64_t blocks = sets / teams, partials = strips > 1 ? std::max<int64_t>(blocks, processors) : blocks;
+  return {elements, warps, teams, strips, blocks, each, int(period), partials};
 }
 
 constexpr int64_t norm_padded(int64_t cols) { return (cols + 3) / 4 * 4; }   // what column sums want

@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(512, 1) norm_backward_kernel(NormBackwardCudaA
     constexpr bool kExact = decltype(exact)::value;
     norm_backward_rows<T, kElements, kCentred, kPass, kExact>(a, staged_columns, statistics, row_sums, team);
   };
-  if (a.cols % kPack<T> == 0) run(std::true_type());
+  if (kExactToo<kPass> && a.cols % kPack<T> == 0) run(std::bool_constant<kExactToo<kPass>>());
   else run(std::false_type());
 }
 

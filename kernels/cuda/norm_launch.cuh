@@ -4,6 +4,7 @@
 #include "column_sums.cuh"
 #include "norm_backward.cuh"
 #include "norm_long.cuh"
+#include "norm_long_backward.cuh"
 #include "norm_runs.cuh"
 
 namespace pyfast {
@@ -76,14 +77,14 @@ cudaError_t launch_norm(NormCudaArgs a, cudaStream_t stream) {
 
 // The second step of the gradients of weight and bias: adds up the rows of partial sums.
 template <class A>
-cudaError_t launch_norm_sums(const NormBackwardCudaArgs& a, const NormPlan& plan, cudaStream_t stream) {
+cudaError_t launch_norm_sums(const NormBackwardCudaArgs& a, int64_t partials, cudaStream_t stream) {
   const float* plane = a.partial;
   for (void* out : {a.grad_weight, a.grad_bias}) {
     if (!out) continue;
     const cudaError_t error =
-        launch_column_sums(static_cast<A*>(out), plane, a.cols, int(plan.partials), stream);
+        launch_column_sums(static_cast<A*>(out), plane, a.cols, int(partials), stream);
     if (error != cudaSuccess) return error;
-    plane += plan.partials * norm_padded(a.cols);
+    plane += partials * norm_padded(a.cols);
   }
   return cudaSuccess;
 }
@@ -96,10 +97,11 @@ cudaError_t launch_norm_backward(NormBackwardCudaArgs a, cudaStream_t stream) {
   return dispatch_norm(a.dtype, [&](auto type) {
     using T = typename decltype(type)::Element;
     cudaError_t error = cudaSuccess;
+    int64_t partials = plan.blocks;
     if (plan.lanes) {
       error = launch_runs<T>(plan, a, a.grad_sum ? 3 : 2, stream,
                              [](auto packs) { return &norm_run_backward_kernel<T, packs.value, kCentred>; });
-    } else {
+    } else if (plan.strips == 1 || !launch_long_backward<T, kCentred>(&error, &partials, a, stream)) {
       each_pass(plan, [&](auto pass, dim3 grid, dim3 block, size_t stage) {
         constexpr NormPass kPass = decltype(pass)::value;
         if (plan.elements == 8) {
@@ -111,8 +113,8 @@ cudaError_t launch_norm_backward(NormBackwardCudaArgs a, cudaStream_t stream) {
       error = cudaGetLastError();
     }
     if (error != cudaSuccess || !a.partial) return error;
-    return a.affine_dtype == a.dtype ? launch_norm_sums<T>(a, plan, stream)
-                                     : launch_norm_sums<float>(a, plan, stream);
+    return a.affine_dtype == a.dtype ? launch_norm_sums<T>(a, partials, stream)
+                                     : launch_norm_sums<float>(a, partials, stream);
   });
 }
 
