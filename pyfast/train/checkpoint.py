@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pyfast import models
+from pyfast.models import checkpoint as model_files
 
 STATE = "state.json"  # written last, with the size and SHA-256 of every other file
 TEMPORARY = ".writing-"  # prefix of what a killed process may leave behind
@@ -140,19 +141,13 @@ def steps_saved(run_dir: Path) -> list[Path]:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Replace a file: readers see the old contents or the new, also after a crash."""
+    """Replace a file by `data`, as models.checkpoint does: whole or not at all, also after a crash.
+
+    Raises RuntimeError with one sentence when the disk is full or cannot be written.
+    """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        with disk_errors(path):
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with disk_errors(path):
+        model_files.write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 @contextlib.contextmanager
