@@ -145,3 +145,12 @@ def test_little_work_ends_where_it_was_measured_to() -> None:
     with torch.no_grad():  # where a call of ours costs less
         assert runs_a_kernel(lambda: pyfast.linear_glu(x, weight, weight))
     assert not runs_a_kernel(lambda: pyfast.linear_glu(x.requires_grad_(), weight, weight))
+
+
+@pytest.mark.little_work
+@pytest.mark.parametrize("op", ["linear_act", "linear_glu", "linear_cross_entropy"])
+def test_little_work_under_autocast_is_for_kernels(op: str) -> None:
+    """They round once where torch's operators round after each, in bfloat16."""
+    assert not runs_a_kernel(LITTLE[op])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert runs_a_kernel(LITTLE[op])
