@@ -189,3 +189,18 @@ def test_attention_guards_direct_calls():
     ):
         with pytest.raises(RuntimeError, match="attention: "):
             backward(grad, q, k, v, saved, statistic, mask, False, 1.0, need)
+
+
+def test_attention_groups_key_and_value_heads_apart():
+    q, k, v = (torch.randn(2, heads, 9, 8) for heads in (8, 2, 4))
+    expected = F.scaled_dot_product_attention(
+        q, k.repeat_interleave(4, 1), v.repeat_interleave(2, 1), is_causal=True
+    )
+    got = pyfast.attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(got, expected)
+
+
+def test_attention_takes_a_float32_mask_beside_float64():
+    operands, mask = _operands(1, 2, 2, 5, 7, 8, dtype=torch.float64), torch.randn(5, 7)
+    expected = F.scaled_dot_product_attention(*operands, mask.double())
+    torch.testing.assert_close(pyfast.attention(*operands, mask), expected)
