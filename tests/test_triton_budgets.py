@@ -14,7 +14,9 @@ if not pytest.importorskip("tests.emulator.library").compiler():
 from tests import triton_budgets  # noqa: E402
 from tests.triton_budget_cases import (  # noqa: E402
     BUDGETS,
+    INTEGERS,
     LIMITS,
+    WIDE,
     Budget,
     case_budget,
     linear_act_budget,
@@ -126,3 +128,27 @@ def test_largest_kernels_do_not_spill(case) -> None:
     budget = case_budget(case, torch.bfloat16)
     rows = triton_budgets.static(budget, budget.capability)
     assert not triton_budgets.static_excesses(budget, budget.capability, rows)
+
+
+# Stated, not within the bar of 4: masks and pointers of rows that are whole 16 bytes but no whole
+# multiples of 16 elements, and dX of a gated layer, which reads two operands for each product.
+FEW_ROWS = [
+    (testing.linear_act(8, 1024, 4096, "gelu"), INTEGERS),
+    (testing.linear_glu(8, 1024, 2048), INTEGERS),
+    (testing.linear_cross_entropy(8, 512, 2048, bias=True), INTEGERS),
+    (testing.linear_act(16, 768, 1000, "silu"), 5.8),
+]
+
+
+@pinned
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("case", "most"), FEW_ROWS, ids=str)
+def test_products_of_few_rows_keep_their_warps_multiplying(case, most, capability) -> None:
+    """A decoding step: integer instructions for each multiplication, no spill, wide loads."""
+    budget = case_budget(case, torch.bfloat16)
+    for row in triton_budgets.static(budget, capability):
+        limit = 4.5 if row["kernel"] == "_glu_input_gradient_kernel" else most
+        assert not row["spilled"], row
+        if row["tensor"] and row["warps"] == 2:
+            assert row["integers_per_product"] <= limit, row
+            assert row["wide_loads"] >= WIDE, row
