@@ -31,8 +31,8 @@ class AdamWLists {
       : op_(op), expect_device_(expect_device) {
     const size_t count = params.size();
     const auto expect_count = [&](const char* name, const Tensors& list, bool optional) {
-      STD_TORCH_CHECK(list.size() == count || (optional && list.empty()), op, ": ", name,
-                      " must have one entry per parameter (", count, "); got ", list.size());
+      PYFAST_EXPECT(list.size() == count || (optional && list.empty()), op, ": ", name,
+                    " must have one entry per parameter (", count, "); got ", list.size());
     };
     expect_count("grads", grads, false);
     expect_count("exp_avgs", exp_avgs, false);
@@ -75,7 +75,7 @@ class AdamWLists {
       expect_same_dtype(op_, entry("max_exp_avg_sqs", i).c_str(), *p.peak, *p.exp_avg);
     }
     if (!p.master) return;
-    STD_TORCH_CHECK(narrow, op_, ": ", entry("masters", i), " must be empty, as the parameter is not 16-bit");
+    PYFAST_EXPECT(narrow, op_, ": ", entry("masters", i), " must be empty, as the parameter is not 16-bit");
     expect("masters", *p.master, true, ScalarType::Float);
     expect_scalar_type(op_, entry("masters", i).c_str(), *p.master, ScalarType::Float);
   }
@@ -95,7 +95,7 @@ class AdamWLists {
     std::sort(dims.begin(), dims.end());
     int64_t elements = 1;
     for (const auto& [stride, size] : dims) {
-      STD_TORCH_CHECK(!written || stride >= elements, op_, ": ", name, " must not overlap itself");
+      PYFAST_EXPECT(!written || stride >= elements, op_, ": ", name, " must not overlap itself");
       elements += (size - 1) * stride;
     }
     return elements;
@@ -107,8 +107,8 @@ class AdamWLists {
     const AdamWSpan *furthest = nullptr, *furthest_written = nullptr;
     for (const AdamWSpan& span : spans_) {
       const AdamWSpan* other = span.written ? furthest : furthest_written;   // gradients may share memory
-      STD_TORCH_CHECK(!other || other->end <= span.begin, op_, ": ", span.name, " must not share memory with ",
-                      other ? other->name : "");
+      PYFAST_EXPECT(!other || other->end <= span.begin, op_, ": ", span.name, " must not share memory with ",
+                    other ? other->name : "");
       if (!furthest || span.end > furthest->end) furthest = &span;
       if (span.written && (!furthest_written || span.end > furthest_written->end)) furthest_written = &span;
     }
@@ -122,7 +122,7 @@ class AdamWLists {
 
 inline void expect_flag(const char* op, const Tensor& found_inf) {
   expect_scalar_type(op, "found_inf", found_inf, ScalarType::Float);
-  STD_TORCH_CHECK(found_inf.numel() == 1, op, ": found_inf must have one element; got ", found_inf.numel());
+  PYFAST_EXPECT(found_inf.numel() == 1, op, ": found_inf must have one element; got ", found_inf.numel());
 }
 
 // The tensor's own memory where it is contiguous, else a copy, to be written back to the alias beside it: one that

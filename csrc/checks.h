@@ -16,9 +16,8 @@
 #include "cpu/huge_pages.h"
 #include "dispatch.h"
 
-// Torch's own says function, file and line before the sentence.
-#undef STD_TORCH_CHECK
-#define STD_TORCH_CHECK(condition, ...) \
+// STD_TORCH_CHECK would say function, file and line before the sentence.
+#define PYFAST_EXPECT(condition, ...) \
   if (!(condition)) throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", __VA_ARGS__))
 
 namespace pyfast {
@@ -53,21 +52,21 @@ inline Sizes sizes_of(const Tensor& t) {
 
 // torch.ops takes None for any tensor.
 inline void expect_defined(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.defined(), op, ": ", name, " must be a tensor; got None");
+  PYFAST_EXPECT(t.defined(), op, ": ", name, " must be a tensor; got None");
 }
 
 inline void expect_cpu(const char* op, const char* name, const Tensor& t) {
   expect_defined(op, name, t);
-  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " must be on the cpu");
+  PYFAST_EXPECT(t.is_cpu(), op, ": ", name, " must be on the cpu");
 }
 
 inline void expect_rank(const char* op, const char* name, const Tensor& t, int64_t rank) {
   expect_cpu(op, name, t);
-  STD_TORCH_CHECK(t.dim() == rank, op, ": ", name, " must have ", rank, " dimensions; got ", text(sizes_of(t)));
+  PYFAST_EXPECT(t.dim() == rank, op, ": ", name, " must have ", rank, " dimensions; got ", text(sizes_of(t)));
 }
 
 inline void expect_shape(const char* op, const char* name, const Tensor& t, const Sizes& sizes) {
-  STD_TORCH_CHECK(sizes_of(t) == sizes, op, ": ", name, " must be ", text(sizes), "; got ", text(sizes_of(t)));
+  PYFAST_EXPECT(sizes_of(t) == sizes, op, ": ", name, " must be ", text(sizes), "; got ", text(sizes_of(t)));
 }
 
 inline void expect_sizes(const char* op, const char* name, const Tensor& t, const Sizes& sizes) {
@@ -76,8 +75,8 @@ inline void expect_sizes(const char* op, const char* name, const Tensor& t, cons
 }
 
 inline void expect_scalar_type(const char* op, const char* name, const Tensor& t, ScalarType type) {
-  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must be ",
-                  torch::headeronly::toString(type), "; got ", torch::headeronly::toString(t.scalar_type()));
+  PYFAST_EXPECT(t.scalar_type() == type, op, ": ", name, " must be ",
+                torch::headeronly::toString(type), "; got ", torch::headeronly::toString(t.scalar_type()));
 }
 
 // The same dtype as `like`, whose dtype has been checked by dtype_of.
@@ -93,8 +92,8 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
     case ScalarType::Double: return DType::float64;
     default: break;
   }
-  STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16, float16 or float64; got ",
-                  torch::headeronly::toString(t.scalar_type()));
+  PYFAST_EXPECT(false, op, ": ", name, " must be float32, bfloat16, float16 or float64; got ",
+                torch::headeronly::toString(t.scalar_type()));
 }
 
 // The dtype sums and statistics of `t` are kept in: float64 for float64, float32 for the others.

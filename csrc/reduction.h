@@ -10,7 +10,7 @@ enum class Reduction { none, mean, sum };
 inline Reduction parse_reduction(const char* op, const std::string& word) {
   if (word == "none") return Reduction::none;
   if (word == "mean") return Reduction::mean;
-  STD_TORCH_CHECK(word == "sum", op, ": reduction must be none, mean or sum; got ", word);
+  PYFAST_EXPECT(word == "sum", op, ": reduction must be none, mean or sum; got ", word);
   return Reduction::sum;
 }
 

@@ -59,11 +59,11 @@ AttentionArgs check_operands(const Tensor& q, const Tensor& k, const Tensor& v, 
   const int64_t heads = q.size(1), kv_heads = k.size(1);
   expect_sizes(kOp, "k", k, {q.size(0), kv_heads, k.size(2), q.size(3)});
   expect_sizes(kOp, "v", v, {q.size(0), kv_heads, k.size(2), v.size(3)});
-  STD_TORCH_CHECK(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0, kOp, ": q must have a multiple of the ", kv_heads,
-                  " heads of k; got ", heads);
+  PYFAST_EXPECT(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0, kOp, ": q must have a multiple of the ", kv_heads,
+                " heads of k; got ", heads);
   for (const int64_t size : {q.size(3), v.size(3)})
-    STD_TORCH_CHECK(1 <= size && size <= kMostFeatures, kOp, ": head size must be from 1 to ", kMostFeatures, "; got ",
-                    size);
+    PYFAST_EXPECT(1 <= size && size <= kMostFeatures, kOp, ": head size must be from 1 to ", kMostFeatures, "; got ",
+                  size);
   AttentionArgs args{};
   args.dtype = dtype;
   args.batch = q.size(0), args.heads = heads, args.kv_heads = kv_heads;
@@ -77,14 +77,14 @@ AttentionMask checked_mask(const std::optional<Tensor>& mask, const Tensor& q, c
   expect_rank(kOp, "mask", *mask, 4);
   const ScalarType type = mask->scalar_type();
   const bool single = type == ScalarType::Float && q.scalar_type() != ScalarType::Double;
-  STD_TORCH_CHECK(type == ScalarType::Bool || single || type == q.scalar_type(), kOp,
-                  ": mask must be bool, float32 (unless q is float64) or of the dtype of q; got ",
-                  torch::headeronly::toString(type));
+  PYFAST_EXPECT(type == ScalarType::Bool || single || type == q.scalar_type(), kOp,
+                ": mask must be bool, float32 (unless q is float64) or of the dtype of q; got ",
+                torch::headeronly::toString(type));
   const int64_t full[] = {a.batch, a.heads, a.queries, a.keys};
   int64_t stride[4];
   for (int64_t d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(mask->size(d) == full[d] || mask->size(d) == 1, kOp, ": mask must broadcast to ",
-                    text({full, full + 4}), "; got ", text(sizes_of(*mask)));
+    PYFAST_EXPECT(mask->size(d) == full[d] || mask->size(d) == 1, kOp, ": mask must broadcast to ",
+                  text({full, full + 4}), "; got ", text(sizes_of(*mask)));
     stride[d] = mask->size(d) == 1 ? 0 : mask->stride(d);
   }
   const MaskKind kind = type == ScalarType::Bool ? MaskKind::boolean : single ? MaskKind::float32 : MaskKind::same;
@@ -124,8 +124,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& 
   AttentionBackwardArgs args{check_operands(q, k, v, is_causal, scale)};
   AttentionArgs& a = args.forward;
   a.mask = checked_mask(mask, q, a);
-  STD_TORCH_CHECK(!need_mask || (mask && a.mask.kind != MaskKind::boolean), kOp,
-                  ": mask must be floating point to have a gradient");
+  PYFAST_EXPECT(!need_mask || (mask && a.mask.kind != MaskKind::boolean), kOp,
+                ": mask must be floating point to have a gradient");
   for (const auto& [name, t] : {std::pair{"grad_out", &grad_out}, {"out", &out}}) {
     expect_sizes(kOp, name, *t, {a.batch, a.heads, a.queries, a.value_size});
     expect_same_dtype(kOp, name, *t, q);

@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_act_backward_cpu(const Tensor& grad_ou
   const DType dtype = dtype_of(kOp, "x", x);
   expect_sizes(kOp, "grad_out", grad_out, {m, n});
   expect_same_dtype(kOp, "grad_out", grad_out, x);
-  STD_TORCH_CHECK(saved || activation == Act::none, kOp, ": saved must be given for an activation; got none");
+  PYFAST_EXPECT(saved || activation == Act::none, kOp, ": saved must be given for an activation; got none");
   if (saved) {
     expect_sizes(kOp, "saved", *saved, {m, n});
     expect_same_dtype(kOp, "saved", *saved, x);

@@ -16,15 +16,15 @@ inline LinearSizes linear_sizes(const char* op, const Tensor& x, const Tensor& w
   expect_rank(op, "x", x, 2);
   expect_rank(op, "weight", weight, 2);
   expect_same_dtype(op, "weight", weight, x);
-  STD_TORCH_CHECK(weight.size(1) == x.size(1), op, ": weight must be [N, K=", x.size(1), "]; got ",
-                  text(sizes_of(weight)));
+  PYFAST_EXPECT(weight.size(1) == x.size(1), op, ": weight must be [N, K=", x.size(1), "]; got ",
+                text(sizes_of(weight)));
   return {x.size(0), weight.size(0), x.size(1)};
 }
 
 inline Act parse_act(const char* op, const std::string& name) {
   for (int i = 0; i < kActCount; ++i)
     if (name == kActNames[i]) return Act(i);
-  STD_TORCH_CHECK(false, op, ": act must be a known activation; got ", name);
+  PYFAST_EXPECT(false, op, ": act must be a known activation; got ", name);
 }
 
 // A vector [n] of the dtype of `like`, contiguous, or none.

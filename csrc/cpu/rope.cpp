@@ -17,7 +17,7 @@ Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inte
   expect_rank(kOp, "x", x, 4);
   const DType dtype = dtype_of(kOp, "x", x);
   const int64_t batch = x.size(0), heads = x.size(1), length = x.size(2), size = x.size(3);
-  STD_TORCH_CHECK(size % 2 == 0, kOp, ": x must end in an even head size; got ", text(sizes_of(x)));
+  PYFAST_EXPECT(size % 2 == 0, kOp, ": x must end in an even head size; got ", text(sizes_of(x)));
   const auto checked = [&](const char* name, const Tensor& t) {
     expect_sizes(kOp, name, t, {length, size / 2});
     expect_scalar_type(kOp, name, t, ScalarType::Float);

@@ -26,25 +26,25 @@ AttentionHeads heads_of(const Tensor& t, DType dtype) {
 
 void expect_heads(const Gpu& gpu, const char* name, const Tensor& t, const Tensor& like) {
   gpu.expect_here(name, t);
-  STD_TORCH_CHECK(t.dim() == 4, kOp, ": ", name, " must have 4 dimensions; got ", text(sizes_of(t)));
+  PYFAST_EXPECT(t.dim() == 4, kOp, ": ", name, " must have 4 dimensions; got ", text(sizes_of(t)));
   expect_same_dtype(kOp, name, t, like);
   for (int64_t d = 0; d < 4; ++d)
-    STD_TORCH_CHECK(t.size(d) <= kMostSize, kOp, ": ", name, " must have sizes up to ", kMostSize, "; got ",
-                    text(sizes_of(t)));
+    PYFAST_EXPECT(t.size(d) <= kMostSize, kOp, ": ", name, " must have sizes up to ", kMostSize, "; got ",
+                  text(sizes_of(t)));
 }
 
 ScoreMask score_mask(const Gpu& gpu, const std::optional<Tensor>& mask, const Tensor& q, const AttentionCudaArgs& a) {
   if (!mask) return {ScoreMaskKind::none, nullptr, 0, 0, 0, 0};
   gpu.expect_here("mask", *mask);
-  STD_TORCH_CHECK(mask->dim() == 4, kOp, ": mask must have 4 dimensions; got ", text(sizes_of(*mask)));
+  PYFAST_EXPECT(mask->dim() == 4, kOp, ": mask must have 4 dimensions; got ", text(sizes_of(*mask)));
   const ScalarType type = mask->scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Bool || type == ScalarType::Float || type == q.scalar_type(), kOp,
-                  ": mask must be bool, float32 or of the dtype of q; got ", torch::headeronly::toString(type));
+  PYFAST_EXPECT(type == ScalarType::Bool || type == ScalarType::Float || type == q.scalar_type(), kOp,
+                ": mask must be bool, float32 or of the dtype of q; got ", torch::headeronly::toString(type));
   const int64_t full[] = {a.batch, a.heads, a.queries, a.keys};
   int64_t stride[4];
   for (int64_t d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(mask->size(d) == full[d] || mask->size(d) == 1, kOp, ": mask must broadcast to ",
-                    text({full, full + 4}), "; got ", text(sizes_of(*mask)));
+    PYFAST_EXPECT(mask->size(d) == full[d] || mask->size(d) == 1, kOp, ": mask must broadcast to ",
+                  text({full, full + 4}), "; got ", text(sizes_of(*mask)));
     stride[d] = mask->size(d) == 1 ? 0 : mask->stride(d);
   }
   const ScoreMaskKind kind = type == ScalarType::Bool    ? ScoreMaskKind::boolean
@@ -68,11 +68,11 @@ struct Operands {
     const int64_t heads = query.size(1), kv_heads = key.size(1);
     expect_shape(kOp, "k", key, {query.size(0), kv_heads, key.size(2), query.size(3)});
     expect_shape(kOp, "v", value, {query.size(0), kv_heads, key.size(2), value.size(3)});
-    STD_TORCH_CHECK(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0, kOp, ": q must have a multiple of the ",
-                    kv_heads, " heads of k; got ", heads);
+    PYFAST_EXPECT(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0, kOp, ": q must have a multiple of the ",
+                  kv_heads, " heads of k; got ", heads);
     for (const int64_t size : {query.size(3), value.size(3)})
-      STD_TORCH_CHECK(1 <= size && size <= kMostFeatures, kOp, ": head size must be from 1 to ", kMostFeatures,
-                      "; got ", size);
+      PYFAST_EXPECT(1 <= size && size <= kMostFeatures, kOp, ": head size must be from 1 to ", kMostFeatures,
+                    "; got ", size);
     q = with_unit_stride(query), k = with_unit_stride(key), v = with_unit_stride(value);
     args.batch = int(q.size(0)), args.heads = int(heads), args.kv_heads = int(kv_heads);
     args.queries = int(q.size(2)), args.keys = int(k.size(2));
@@ -119,8 +119,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward_cuda(const Tensor&
   Operands o(q, k, v, mask, is_causal, scale);
   AttentionBackwardCudaArgs args{o.args};
   AttentionCudaArgs& a = args.forward;
-  STD_TORCH_CHECK(!need_mask || (mask && a.mask.kind != ScoreMaskKind::boolean), kOp,
-                  ": mask must be floating point to have a gradient");
+  PYFAST_EXPECT(!need_mask || (mask && a.mask.kind != ScoreMaskKind::boolean), kOp,
+                ": mask must be floating point to have a gradient");
   for (const auto& [name, t] : {std::pair{"grad_out", &grad_out}, {"out", &out}}) {
     expect_heads(o.gpu, name, *t, q);
     expect_shape(kOp, name, *t, {a.batch, a.heads, a.queries, a.value_size});

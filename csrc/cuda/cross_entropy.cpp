@@ -34,9 +34,9 @@ struct Operands {
         weight(gpu.operand("weight", weights, {cols}, ScalarType::Float)) {}
 
   static void expect_matrix(const Tensor& x) {
-    STD_TORCH_CHECK(x.dim() == 2, kOp, ": logits must have 2 dimensions; got ", text(sizes_of(x)));
+    PYFAST_EXPECT(x.dim() == 2, kOp, ": logits must have 2 dimensions; got ", text(sizes_of(x)));
     expect_columns(kOp, "logits", x.size(1));
-    STD_TORCH_CHECK(x.size(0) < kMostColumns, kOp, ": logits must have fewer than 2**31 rows; got ", x.size(0));
+    PYFAST_EXPECT(x.size(0) < kMostColumns, kOp, ": logits must have fewer than 2**31 rows; got ", x.size(0));
   }
 };
 

@@ -35,14 +35,14 @@ class Gpu {
 
   void expect_here(const char* name, const Tensor& t) const {
     expect_defined(op_, name, t);
-    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == index_, op_, ": ", name, " must be on cuda:", index_);
+    PYFAST_EXPECT(t.is_cuda() && t.get_device_index() == index_, op_, ": ", name, " must be on cuda:", index_);
   }
 
   // float32, bfloat16 or float16, what the kernels are made for.
   DType dtype_of(const char* name, const Tensor& t) const {
     const DType dtype = pyfast::dtype_of(op_, name, t);
-    STD_TORCH_CHECK(dtype != DType::float64, op_, ": ", name,
-                    " must be float32, bfloat16 or float16 on the gpu; got float64");
+    PYFAST_EXPECT(dtype != DType::float64, op_, ": ", name,
+                  " must be float32, bfloat16 or float16 on the gpu; got float64");
     return dtype;
   }
 
@@ -80,13 +80,13 @@ class Gpu {
 
   // What a launcher says.
   void launched(cudaError_t error) const {
-    STD_TORCH_CHECK(error == cudaSuccess, op_, ": the GPU must take the launch; got ", cudaGetErrorString(error));
+    PYFAST_EXPECT(error == cudaSuccess, op_, ": the GPU must take the launch; got ", cudaGetErrorString(error));
   }
 
  private:
   static int32_t index_of(const char* op, const char* name, const Tensor& t) {
     expect_defined(op, name, t);
-    STD_TORCH_CHECK(t.is_cuda(), op, ": ", name, " must be on a CUDA device");
+    PYFAST_EXPECT(t.is_cuda(), op, ": ", name, " must be on a CUDA device");
     return t.get_device_index();
   }
 
@@ -99,7 +99,7 @@ class Gpu {
 constexpr int64_t kMostColumns = int64_t(1) << 31;
 
 inline void expect_columns(const char* op, const char* name, int64_t cols) {
-  STD_TORCH_CHECK(cols < kMostColumns, op, ": ", name, " must have fewer than 2**31 columns; got ", cols);
+  PYFAST_EXPECT(cols < kMostColumns, op, ": ", name, " must have fewer than 2**31 columns; got ", cols);
 }
 
 }  // namespace pyfast

@@ -10,9 +10,9 @@ constexpr int64_t kMostSize = kMostColumns - 1024;   // tiles that hang over the
 
 // The rows of a matrix whose sizes are all up to `most`.
 inline int64_t rows_of(const char* op, const char* name, const Tensor& t, int64_t most = kMostSize) {
-  STD_TORCH_CHECK(t.dim() == 2, op, ": ", name, " must have 2 dimensions; got ", text(sizes_of(t)));
+  PYFAST_EXPECT(t.dim() == 2, op, ": ", name, " must have 2 dimensions; got ", text(sizes_of(t)));
   for (int64_t d = 0; d < 2; ++d)
-    STD_TORCH_CHECK(t.size(d) <= most, op, ": ", name, " must have sizes up to ", most, "; got ", text(sizes_of(t)));
+    PYFAST_EXPECT(t.size(d) <= most, op, ": ", name, " must have sizes up to ", most, "; got ", text(sizes_of(t)));
   return t.size(0);
 }
 

@@ -27,7 +27,7 @@ struct Operands {
         k(input.size(1)) {
     gpu.expect_here("weight", matrix);
     expect_same_dtype(kOp, "weight", matrix, input);
-    STD_TORCH_CHECK(matrix.size(1) == k, kOp, ": weight must be [N, K=", k, "]; got ", text(sizes_of(matrix)));
+    PYFAST_EXPECT(matrix.size(1) == k, kOp, ": weight must be [N, K=", k, "]; got ", text(sizes_of(matrix)));
     x = unit_stride_rows(input), weight = unit_stride_either(matrix);
     transposed = is_transposed(matrix);
   }
@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_act_backward_cuda(const Tensor& grad_o
   const Operands o(x, weight);
   const ScalarType type = x.scalar_type();
   const Tensor dy = o.gpu.operand("grad_out", grad_out, {o.m, o.n}, type);
-  STD_TORCH_CHECK(saved || activation == Act::none, kOp, ": saved must be given for an activation; got none");
+  PYFAST_EXPECT(saved || activation == Act::none, kOp, ": saved must be given for an activation; got none");
   saved = o.gpu.operand("saved", saved, {o.m, o.n}, type);
   Tensor dx = o.gpu.empty(need_x ? Sizes{o.m, o.k} : Sizes{0}, type);
   const Sizes weight_sizes = o.transposed ? Sizes{o.k, o.n} : Sizes{o.n, o.k};

@@ -23,7 +23,7 @@ using NormLauncher = cudaError_t (*)(const NormCudaArgs&, cudaStream_t);
 using NormBackwardLauncher = cudaError_t (*)(const NormBackwardCudaArgs&, cudaStream_t);
 
 inline DType norm_dtype(const char* op, const Gpu& gpu, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 2, op, ": x must have 2 dimensions; got ", text(sizes_of(x)));
+  PYFAST_EXPECT(x.dim() == 2, op, ": x must have 2 dimensions; got ", text(sizes_of(x)));
   expect_columns(op, "x", x.size(1));
   return gpu.dtype_of("x", x);
 }

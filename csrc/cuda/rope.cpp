@@ -16,12 +16,12 @@ Tensor with_unit_stride(const Tensor& t) {
 // A gradient flows through the same rotation by the opposite angles (inverse).
 Tensor rope_cuda(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved, bool inverse) {
   const Gpu gpu(kOp, "x", x);
-  STD_TORCH_CHECK(x.dim() == 4, kOp, ": x must have 4 dimensions; got ", text(sizes_of(x)));
+  PYFAST_EXPECT(x.dim() == 4, kOp, ": x must have 4 dimensions; got ", text(sizes_of(x)));
   const DType dtype = gpu.dtype_of("x", x);
   const int64_t batch = x.size(0), heads = x.size(1), length = x.size(2), size = x.size(3);
-  STD_TORCH_CHECK(size % 2 == 0, kOp, ": x must end in an even head size; got ", text(sizes_of(x)));
-  STD_TORCH_CHECK(length < kMostUnits && (size == 0 || heads < kMostUnits / size), kOp,
-                  ": x must have fewer than 2**31 positions, and elements of one; got ", text(sizes_of(x)));
+  PYFAST_EXPECT(size % 2 == 0, kOp, ": x must end in an even head size; got ", text(sizes_of(x)));
+  PYFAST_EXPECT(length < kMostUnits && (size == 0 || heads < kMostUnits / size), kOp,
+                ": x must have fewer than 2**31 positions, and elements of one; got ", text(sizes_of(x)));
   const auto table = [&](const char* name, const Tensor& t) {
     gpu.expect_here(name, t);
     expect_shape(kOp, name, t, {length, size / 2});
