@@ -163,3 +163,15 @@ def test_tokens_of_another_split_are_not_those_in_the_cache(tmp_path):
     folder = write_text(tmp_path / "text", documents=1)
     less, more = (load(folder, val_fraction=fraction) for fraction in (0.1, 0.5))
     assert len(more.val) > 3 * len(less.val)
+
+
+def test_tokens_are_neither_cut_nor_padded_by_what_a_tokenizer_file_says(tmp_path):
+    folder = write_text(tmp_path / "text", documents=2)
+    plain = load(folder)
+    tokenizer = read_tokenizer(plain.tokenizer_file)
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=6)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert len(read_tokenizer(tmp_path).encode("the cat sat on the mat and then slept").ids) > 6
+    given = load(folder, tokenizer=str(tmp_path))
+    assert np.array_equal(given.train, plain.train) and np.array_equal(given.val, plain.val)

@@ -88,14 +88,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """A tokenizer.json, or the one in a directory; ValueError if it is absent or damaged."""
+    """A tokenizer.json, or the one in a directory; ValueError if it is absent or damaged.
+
+    Hugging Face keeps padding and truncation in the file; a text is cut where its reader says, not
+    there.
+    """
     from tokenizers import Tokenizer
 
     file = _tokenizer_file(path)
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust library raises the bare Exception
         raise ValueError(f"tokens: {file} must be a tokenizer.json; got {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def window_starts(length: int, context_length: int, seed: int, first: int, count: int) -> list[int]:

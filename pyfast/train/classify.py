@@ -45,8 +45,8 @@ _EVAL_BATCH = 32
 class LabelledTokens:
     """Examples tokenised once and cut to `context` tokens.
 
-    tokenizer: a `tokenizers.Tokenizer`; label_names give the class indices; pad_token_id fills the
-    end of the shorter rows.
+    tokenizer: a `tokenizers.Tokenizer` that neither pads nor truncates, as of `read_tokenizer`;
+    label_names give the class indices; pad_token_id fills the end of the shorter rows.
     """
 
     def __init__(
@@ -64,8 +64,6 @@ class LabelledTokens:
                 f"labelled data: labels must be among {', '.join(label_names)}; "
                 f"got {', '.join(unknown)}"
             )
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text like any other
         encodings = tokenizer.encode_batch([e.text for e in examples])
         self.rows = [torch.tensor(e.ids[:context] or [0]) for e in encodings]  # at least one token
