@@ -167,3 +167,11 @@ def test_classification_refuses_to_start_from_a_classifier(tmp_path):
     task = Classification(dataclasses.replace(settings, model=model))
     with pytest.raises(ValueError, match="must hold a language model"):
         task.build_model()
+
+
+def test_batches_need_no_padding_token():
+    examples = [Example("some words", "a", "x"), Example("many more words than that", "b", "y")]
+    data = LabelledTokens(examples, read_tokenizer(tiny_run.run()), ["a", "b"], 32, None)
+    batch = data.gather([0, 1])
+    shortest, longest = batch["lengths"].tolist()
+    assert shortest < longest and batch["tokens"].shape == (2, longest)

@@ -128,3 +128,11 @@ def test_a_block_keeps_ten_tensors() -> None:
         model.hidden(tokens)
     unit = tokens.numel() * config.n_embd * 4
     assert sum(kept.values()) < (10.3 * config.n_layer + 2) * unit  # 0.3: statistics of rows
+
+
+def test_layers_together_follow_autocast_as_each_alone():
+    norm, linear, x = nn.LayerNorm(8), nn.Conv1D(8, 8), torch.randn(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, out = norm_linear(norm, linear, x, None)
+        assert out.dtype == torch.bfloat16 and total.dtype == torch.float32
+        assert torch.equal(out, linear(norm(x)))
