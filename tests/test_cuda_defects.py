@@ -38,6 +38,15 @@ def skipped(mutant: tuple[str, int] | None) -> None:
     assert torch.equal(lists[0][0], torch.ones(5))
 
 
+def rows_of_nan(mutant: tuple[str, int] | None) -> None:
+    """They leave the rows beside them alone, which share words with them."""
+    x = torch.randn(4, 8201, dtype=torch.bfloat16)
+    x[1::2] = float("nan")
+    with emulated(mutant=mutant), pyfast.using("cuda"):
+        out = pyfast.layer_norm(x, (8201,))
+    assert out[::2].isfinite().all()
+
+
 def norm(cols: int) -> Callable[..., None]:
     return functools.partial(value, testing.norm("layer_norm", 37, cols))
 
@@ -60,6 +69,7 @@ DEFECTS = [
     ("columns past the row in the variance", "layer_norm", 2, norm(530)),
     ("gradients of weight and bias in one place", "layer_norm", 3, norm(530)),
     ("no barrier before the statistics are read", "layer_norm", 4, norm(528)),  # one team
+    ("a column past a long row, of its neighbour", "layer_norm", 6, rows_of_nan),
     ("long rows measured before they have come", "layer_norm", 14, norm(8201)),
     ("long rows measured before all threads have theirs", "layer_norm", 15, norm(8201)),
     ("a long row stored before it is made", "layer_norm", 16, norm(8201)),
