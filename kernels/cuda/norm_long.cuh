@@ -1,12 +1,13 @@
 // layer_norm and rms_norm of rows that do not fit into the registers of a block: in its shared memory, so that each is
-// read once all the same. In registers are weight and bias.
+// read once all the same. The weight is in registers.
 #pragma once
 
 #include "shared_row.cuh"
 
 namespace pyfast {
 
-// As norm_forward_kernel. `slots`: rows in shared memory at once, each with that of residual.
+// As norm_forward_kernel. `slots`: rows in shared memory at once, each with that of residual; beside them the
+// bias as float32.
 template <class T, bool kCentred>
 __global__ void __launch_bounds__(kLongThreads, 1) norm_long_forward_kernel(NormCudaArgs a, int slots) {
   extern __shared__ uint4 long_rows[];
@@ -18,16 +19,18 @@ __global__ void __launch_bounds__(kLongThreads, 1) norm_long_forward_kernel(Norm
   const NormRows rows(a.rows, a.rows_each, 1);
   const int room = int(Row::room(a.cols)), slot = room * (a.residual ? 2 : 1);
   T* const buffer = reinterpret_cast<T*>(long_rows);
-  float weight[Row::kWords][kEach], bias[Row::kWords][kEach];
-  const auto columns = [&](float(&to)[Row::kWords][kEach], const void* from, float absent) {
+  float* const biases = reinterpret_cast<float*>(buffer + slots * slot);
+  if (kCentred && a.bias)
+    with_affine<T>(a.bias, a.affine_dtype, 0, [&](auto* b) {
+      for (int c = int(threadIdx.x); c < norm_padded(a.cols); c += kLongThreads)
+        biases[c] = c < a.cols ? float(b[c]) : 0;
+    });
+  float weight[Row::kWords][kEach];
 #pragma unroll
-    for (int k = 0; k < Row::kWords; ++k)
+  for (int k = 0; k < Row::kWords; ++k)
 #pragma unroll
-      for (int e = 0; e < kEach; ++e) to[k][e] = absent;
-    if (from) with_affine<T>(from, a.affine_dtype, 0, [&](auto* w) { Row{a.cols, 0}.load_columns(to, w); });
-  };
-  columns(weight, a.weight, 1);
-  if constexpr (kCentred) columns(bias, a.bias, 0);
+    for (int e = 0; e < kEach; ++e) weight[k][e] = 1;
+  if (a.weight) with_affine<T>(a.weight, a.affine_dtype, 0, [&](auto* w) { Row{a.cols, 0}.load_columns(weight, w); });
   const float share = 1 / float(a.cols);
   const auto fetch = [&](int i) {
     if (i < rows.count) {
@@ -87,7 +90,15 @@ __global__ void __launch_bounds__(kLongThreads, 1) norm_long_forward_kernel(Norm
       float v[kEach];
       row.get(v, x, col);
 #pragma unroll
-      for (int e = 0; e < kEach; ++e) v[e] = (v[e] - mean) * rstd * weight[k][e] + (kCentred ? bias[k][e] : 0);
+      for (int e = 0; e < kEach; ++e) v[e] = (v[e] - mean) * rstd * weight[k][e];
+      if (kCentred && a.bias) {
+        if constexpr (kEach == 1) {
+          v[0] += biases[col];
+        } else {
+          const float2 two = *reinterpret_cast<const float2*>(biases + col);
+          v[0] += two.x, v[1] += two.y;
+        }
+      }
       row.put(made, col, v);
     });
     if (!mutant(16)) __syncthreads();
@@ -102,9 +113,10 @@ __global__ void __launch_bounds__(kLongThreads, 1) norm_long_forward_kernel(Norm
 template <class T, bool kCentred>
 bool launch_long(cudaError_t* status, NormCudaArgs a, cudaStream_t stream) {
   const int64_t row = (a.residual ? 2 : 1) * SharedRow<T, kLongForward<kCentred>>::room(a.cols) * int64_t(sizeof(T));
+  const int64_t bias = kCentred && a.bias ? norm_padded(a.cols) * int64_t(sizeof(float)) : 0;
   int64_t blocks = 0;
   return a.cols <= kLongForward<kCentred> &&
-         launch_rows(norm_long_forward_kernel<T, kCentred>, status, &blocks, a, row, 0, stream);
+         launch_rows(norm_long_forward_kernel<T, kCentred>, status, &blocks, a, row, bias, stream);
 }
 
 }  // namespace pyfast

@@ -6,9 +6,9 @@
 namespace pyfast {
 
 constexpr int kLongThreads = 32 * kNormWarps;
-// Most columns, by what a thread keeps of them in registers: weight and bias, or sums of two gradients beside more.
+// Most columns, by what a thread keeps of them in registers: the weight, or sums of two gradients beside more.
 template <bool kCentred>
-constexpr int kLongForward = (kCentred ? 40 : 64) * kLongThreads;
+constexpr int kLongForward = (kCentred ? 32 : 64) * kLongThreads;
 template <bool kCentred>
 constexpr int kLongBackward = (kCentred ? 32 : 48) * kLongThreads;
 
