@@ -146,7 +146,7 @@ DEFECTS = [
         "gradient_kernels.py",
         "tl.minimum((split + 1) * split_k, K)",
         "K",
-        both(testing.linear_act(1100, 24, 16, "none")),
+        both(testing.linear_act(1100, 24, 72, "none")),
     ),
     (
         "a changed operand that is not passed on through swizzled memory",

@@ -291,7 +291,7 @@ def test_tune_without_a_gpu_says_so() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--ops rope", "tune: unrecognized arguments: --ops rope"),
+        ("--xy", "tune: options must be among those of pyfast tune --help; got '--xy'"),
         ("--tokens 8 0", "tune: tokens must be above 0; got 0"),
     ],
 )
